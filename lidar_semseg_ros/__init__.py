@@ -1,0 +1,1 @@
+"""Live semantic segmentation of lidar in ROS 2, taught by vision foundation models."""

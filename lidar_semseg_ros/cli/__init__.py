@@ -1,0 +1,1 @@
+"""The command `lidar-semseg`: one module per sub-command, which parses, calls and prints."""

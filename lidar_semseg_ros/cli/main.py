@@ -1,0 +1,50 @@
+"""Entry point of the command `lidar-semseg`."""
+
+from __future__ import annotations
+
+import argparse
+import importlib
+import logging
+import sys
+
+from lidar_semseg_ros.core.errors import UserError
+
+COMMANDS = {
+    "demo": "run everything live on a simulated (or your own) recording and show the result",
+    "segment": "label every cloud of a recording, without ROS",
+    "play": "replay a recording of any kind into ROS 2",
+    "simulate": "record a robot driving through a simulated building, with exact labels",
+    "convert": "turn a folder of loose scans into a recording",
+    "train": "train a network on simulated buildings",
+    "evaluate": "compare a model's labels with the exact labels of recordings",
+    "import": "make a self-describing model of a published checkpoint",
+    "export": "turn a .safetensors model into ONNX",
+    "info": "say what a model file or a recording holds",
+    "bench": "time the stages of a model on this machine",
+}
+"""Sub-commands in the order of --help; each is the module cli/<name>_command.py with `add_arguments` and `run`."""
+
+
+def main(argv: list[str] | None = None) -> None:
+    """Run the command line; exit status 2 with one line on stderr for what the user can mend."""
+    argv = sys.argv[1:] if argv is None else argv
+    parser = argparse.ArgumentParser(prog="lidar-semseg", description="Live semantic segmentation of lidar.")
+    subparsers = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
+    for name, text in COMMANDS.items():
+        subparser = subparsers.add_parser(name, help=text, description=text[0].upper() + text[1:] + ".")
+        # Only the module of the command that runs is imported: most pull in heavy libraries.
+        if name in argv[:1]:
+            importlib.import_module(f"lidar_semseg_ros.cli.{name}_command").add_arguments(subparser)
+    args = parser.parse_args(argv)
+    logging.basicConfig(level=logging.WARNING, format="%(levelname)s: %(message)s")
+    try:
+        importlib.import_module(f"lidar_semseg_ros.cli.{args.command}_command").run(args)
+    except UserError as error:
+        print(f"error: {error}", file=sys.stderr)
+        sys.exit(2)
+    except KeyboardInterrupt:
+        sys.exit(130)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,1 @@
+"""The vocabulary of the package: values, class tables, geometry, cameras, metrics. NumPy only."""

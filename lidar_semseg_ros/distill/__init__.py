@@ -1,0 +1,1 @@
+"""From labelled sweeps to a model: losses, augmentation, batches, the training loop."""

@@ -1,0 +1,82 @@
+"""Labelled sweeps into batches for the network."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import NamedTuple
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from lidar_semseg_ros.core.frame import LidarFrame
+from lidar_semseg_ros.distill.augment import intensity_changed, turned_flipped_scaled
+from lidar_semseg_ros.network.inputs import InputConfig, NetworkInput, plane_of_cells, prepare
+from lidar_semseg_ros.network.waffleiron import Plane
+
+
+class Sample(NamedTuple):
+    """One prepared sweep and the labels (N,) uint8 of its kept points."""
+
+    prepared: NetworkInput
+    labels: np.ndarray
+
+
+class Batch(NamedTuple):
+    """Several samples one behind the other: the network's inputs and labels (N,) int64."""
+
+    features: Tensor
+    neighbours: Tensor
+    planes: list[Plane]
+    labels: Tensor
+
+
+def training_sample(
+    frame: LidarFrame, labels: np.ndarray, config: InputConfig, max_points: int, rng: np.random.Generator
+) -> Sample:
+    """Augment and prepare a labelled sweep; of more than max_points points, those nearest to a random one stay.
+
+    The rows are shuffled first, so that a random point stands for each voxel.
+    """
+    rows = rng.permutation(np.flatnonzero(frame.has_return()))
+    frame = LidarFrame(
+        stamp_ns=frame.stamp_ns,
+        frame_id=frame.frame_id,
+        xyz=frame.xyz[rows],
+        intensity=None if frame.intensity is None else frame.intensity[rows],
+    )
+    frame = intensity_changed(turned_flipped_scaled(frame, rng), rng)
+    prepared = prepare(frame, config)
+    if len(prepared) > max_points:
+        kept_xyz = frame.xyz[prepared.kept]
+        distance_m = np.linalg.norm(kept_xyz - kept_xyz[rng.integers(len(kept_xyz))], axis=1)
+        near = prepared.kept[np.argpartition(distance_m, max_points)[:max_points]]
+        xyz = np.full_like(frame.xyz, np.nan)
+        xyz[near] = frame.xyz[near]
+        prepared = prepare(LidarFrame(stamp_ns=0, frame_id="", xyz=xyz, intensity=frame.intensity), config)
+    return Sample(prepared, labels[rows][prepared.kept])
+
+
+def collate(samples: Sequence[Sample]) -> Batch:
+    """Put samples one behind the other; every plane gets the largest grid of the batch."""
+    samples = [sample for sample in samples if len(sample.prepared)]
+    offsets = np.cumsum([0, *(len(sample.prepared) for sample in samples)])
+    neighbours = [sample.prepared.neighbours + offset for sample, offset in zip(samples, offsets)]
+    labels = np.concatenate([sample.labels for sample in samples]).astype(np.int64)
+    return Batch(
+        features=torch.from_numpy(np.concatenate([sample.prepared.features for sample in samples])),
+        neighbours=torch.from_numpy(np.concatenate(neighbours)),
+        planes=[_joined_plane(samples, plane) for plane in range(len(samples[0].prepared.planes))],
+        labels=torch.from_numpy(labels),
+    )
+
+
+def _joined_plane(samples: Sequence[Sample], plane: int) -> Plane:
+    crops = [sample.prepared.planes[plane] for sample in samples]
+    height, width = (max(crop.weight.shape[axis] for crop in crops) for axis in (0, 1))
+    cells = []
+    for index, crop in enumerate(crops):
+        row, column = np.divmod(crop.cell, crop.weight.shape[1])
+        cells.append((index * height + row) * width + column)
+    joined = plane_of_cells(np.concatenate(cells), (len(crops), height, width))
+    return Plane(*(torch.from_numpy(array) for array in joined))

@@ -1,0 +1,1 @@
+"""The student: input preparation, the WaffleIron network, its file format and its run-time backends."""

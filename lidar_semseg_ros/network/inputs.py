@@ -1,0 +1,265 @@
+"""From a sweep to what the network eats, and from its logits back to every point. NumPy and SciPy only.
+
+The steps and their order are those of the published WaffleIron: one point per voxel, crop to the field of view, the 16
+nearest neighbours, the cells of each plane, and for every measured point the nearest point that was kept.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import asdict, dataclass, fields
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from lidar_semseg_ros.core.errors import UserError
+from lidar_semseg_ros.core.frame import UNLABELLED, LidarFrame, PointLabels
+
+AXES = {"x": 0, "y": 1, "z": 2}
+PLANE_AXES = {"z": (0, 1), "y": (0, 2), "x": (1, 2)}
+"""The (row, column) coordinate axes of the plane that projects along an axis."""
+FEATURES = ("intensity", "x", "y", "z", "radius", "height")
+FOV_MARGIN_M = 1e-4
+"""Points closer than this to the border of the field of view are left out, as published."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class InputConfig:
+    """How clouds become inputs; part of every model, since its weights were trained with it. Lengths in metres.
+
+    voxel_size_m: edge of the voxels of which one point each is kept.
+    fov_min_m, fov_max_m: the box (x, y, z) outside of which points do not enter the network.
+    planes: the axes along which layers 0, 1, 2, … project; grids: (rows, columns) of the box on each of them.
+    features: input channels in order, of intensity, x, y, z, radius (distance to the sensor), height (= z).
+    neighbours: K, nearest other points in the embedding.
+    intensity_mean, intensity_std: subtracted and divided by; a sensor without intensity feeds 0, the mean.
+    max_label_distance_m: points farther from the nearest kept point are left UNLABELLED; inf: never, as published.
+    """
+
+    voxel_size_m: float
+    fov_min_m: tuple[float, float, float]
+    fov_max_m: tuple[float, float, float]
+    planes: tuple[str, ...]
+    grids: tuple[tuple[int, int], ...]
+    features: tuple[str, ...] = ("intensity", "x", "y", "z", "radius")
+    neighbours: int = 16
+    intensity_mean: float = 0.0
+    intensity_std: float = 1.0
+    max_label_distance_m: float = float("inf")
+
+    def __post_init__(self) -> None:
+        if not self.voxel_size_m > 0:
+            raise UserError(f"voxel_size_m must be positive, but it is {self.voxel_size_m}")
+        if not all(low < high for low, high in zip(self.fov_min_m, self.fov_max_m)):
+            raise UserError(f"fov_min_m {self.fov_min_m} must lie below fov_max_m {self.fov_max_m} on every axis")
+        if not self.planes or any(plane not in PLANE_AXES for plane in self.planes):
+            raise UserError(f"planes must list axes to project along (x, y, z), but they are {self.planes}")
+        if len(self.grids) != len(self.planes) or any(len(grid) != 2 or min(grid) < 1 for grid in self.grids):
+            raise UserError(f"each of the planes {self.planes} needs a grid of (rows, columns), but got {self.grids}")
+        unknown = [feature for feature in self.features if feature not in FEATURES]
+        if unknown or not self.features:
+            raise UserError(f"features must be of {', '.join(FEATURES)}, but they are {self.features}")
+        if self.neighbours < 1 or not self.intensity_std > 0 or not self.max_label_distance_m > 0:
+            raise UserError("neighbours, intensity_std and max_label_distance_m must be positive")
+
+    def to_mapping(self) -> dict[str, Any]:
+        """Give the form that files hold, without an infinity, which JSON lacks; `from_mapping` reads it back."""
+        mapping = asdict(self)
+        if self.max_label_distance_m == float("inf"):
+            del mapping["max_label_distance_m"]
+        return mapping
+
+    @classmethod
+    def from_mapping(cls, mapping: Mapping[str, Any], source: str) -> InputConfig:
+        """Read lists and numbers as JSON and YAML give them; UserError names `source` and the key."""
+        known = {field.name for field in fields(cls)}
+        unknown = sorted(set(mapping) - known)
+        if unknown:
+            raise UserError(f"{source}: no input setting {', '.join(unknown)}; there are {', '.join(sorted(known))}")
+        converters: dict[str, Callable[[Any], Any]] = {
+            "grids": lambda grids: tuple(tuple(int(n) for n in grid) for grid in grids),
+            "neighbours": int,
+        }
+        converters |= dict.fromkeys(("planes", "features"), tuple)
+        converters |= dict.fromkeys(("fov_min_m", "fov_max_m"), lambda box: tuple(float(edge) for edge in box))
+        try:
+            return cls(**{key: converters.get(key, float)(value) for key, value in mapping.items()})
+        except (TypeError, ValueError) as error:
+            raise UserError(f"{source}: input settings are incomplete or of the wrong type ({error})") from None
+
+
+class CroppedPlane(NamedTuple):
+    """One plane's cells of N kept points on the grid cropped to them (network/waffleiron.py, Plane).
+
+    cell, order: (N,) int64. start, occupied: (M,) int64. weight: (H, W) float32.
+    """
+
+    cell: np.ndarray
+    order: np.ndarray
+    start: np.ndarray
+    occupied: np.ndarray
+    weight: np.ndarray
+
+
+@dataclass(frozen=True, kw_only=True)
+class NetworkInput:
+    """N kept points of a sweep of `points` rows, ready for the network, and the way back.
+
+    features: (N, I) float32. neighbours: (N, K) int64, without the point itself. planes: one per projection.
+    kept: (N,) int64, the row of the sweep each kept point is. measured: (R,) int64, rows of the sweep with a return.
+    nearest: (R,) int64, for each measured row the kept point whose label it takes, -1 where none is near enough.
+    """
+
+    points: int
+    features: np.ndarray
+    neighbours: np.ndarray
+    planes: tuple[CroppedPlane, ...]
+    kept: np.ndarray
+    measured: np.ndarray
+    nearest: np.ndarray
+
+    def __len__(self) -> int:
+        return len(self.features)
+
+    def arrays(self) -> list[np.ndarray]:
+        """List the network's inputs in the order of an exported graph: features, neighbours, then plane by plane."""
+        return [self.features, self.neighbours, *(array for plane in self.planes for array in plane)]
+
+
+def prepare(frame: LidarFrame, config: InputConfig) -> NetworkInput:
+    """Bring a sweep into the form the network takes; a sweep without a single usable point gives N = 0."""
+    measured = np.flatnonzero(_usable(frame, config.voxel_size_m))
+    xyz = frame.xyz[measured]
+    kept = first_per_voxel(xyz, config.voxel_size_m)
+    kept = kept[inside_fov(xyz[kept], config)]
+    kept_xyz = xyz[kept]
+    neighbours, nearest = _neighbours_and_nearest(kept_xyz, xyz, config)
+    return NetworkInput(
+        points=len(frame),
+        features=_features(frame, measured[kept], config),
+        neighbours=neighbours,
+        planes=tuple(
+            cropped_plane(*grid_cells(kept_xyz, config, plane), config.grids[plane])
+            for plane in range(len(config.planes))
+        ),
+        kept=measured[kept],
+        measured=measured,
+        nearest=nearest,
+    )
+
+
+def _usable(frame: LidarFrame, voxel_size_m: float) -> np.ndarray:
+    """Tell which rows are returns so near that voxel numbers fit 21 bits per axis (105 km for voxels of 0.1 m)."""
+    limit_m = np.float32(voxel_size_m * 2**20 * 0.99)
+    with np.errstate(invalid="ignore"):
+        near: np.ndarray = (np.abs(frame.xyz) < limit_m).all(axis=1)
+    return near & frame.has_return()
+
+
+def first_per_voxel(xyz: np.ndarray, voxel_size_m: float) -> np.ndarray:
+    """Pick the first point in file order of every occupied voxel: (V,) row indices, ordered by voxel x, y, z.
+
+    The lattice starts at the cloud's own minimum; voxel numbers are truncated in float32, both as published.
+    """
+    if len(xyz) == 0:
+        return np.empty(0, np.int64)
+    voxel = ((xyz - xyz.min(axis=0)) / np.float32(voxel_size_m)).astype(np.int64)
+    key = (voxel[:, 0] << 42) | (voxel[:, 1] << 21) | voxel[:, 2]
+    return np.unique(key, return_index=True)[1]
+
+
+def inside_fov(xyz: np.ndarray, config: InputConfig) -> np.ndarray:
+    """Tell which of (N, 3) points lie strictly inside the field of view less its margin: (N,) bool."""
+    low, high = np.array(config.fov_min_m) + FOV_MARGIN_M, np.array(config.fov_max_m) - FOV_MARGIN_M
+    inside: np.ndarray = np.all((xyz > low) & (xyz < high), axis=1)
+    return inside
+
+
+def grid_cells(xyz: np.ndarray, config: InputConfig, plane: int) -> tuple[np.ndarray, np.ndarray]:
+    """Compute row and column, (N,) int64 each, of points inside the field of view on a plane's full grid.
+
+    Computed in float64: in float32 a point on a cell's edge can fall to the other side than in the published code.
+    """
+    row_and_column = []
+    for axis, cells in zip(PLANE_AXES[config.planes[plane]], config.grids[plane]):
+        low, high = config.fov_min_m[axis], config.fov_max_m[axis]
+        row_and_column.append(((xyz[:, axis].astype(np.float64) - low) / ((high - low) / cells)).astype(np.int64))
+    return row_and_column[0], row_and_column[1]
+
+
+def cropped_plane(row: np.ndarray, column: np.ndarray, grid: tuple[int, int]) -> CroppedPlane:
+    """Crop a grid to the occupied box and one ring around it, as far as the grid reaches."""
+    if len(row) == 0:
+        return plane_of_cells(np.empty(0, np.int64), (1, 1))
+    top, left = max(row.min() - 1, 0), max(column.min() - 1, 0)
+    height, width = int(min(row.max() + 2, grid[0]) - top), int(min(column.max() + 2, grid[1]) - left)
+    return plane_of_cells((row - top) * width + (column - left), (height, width))
+
+
+def plane_of_cells(cell: np.ndarray, shape: tuple[int, ...]) -> CroppedPlane:
+    """Sort points by their linear cell index (N,) on a grid of this shape."""
+    count = np.bincount(cell, minlength=int(np.prod(shape)))
+    occupied = np.flatnonzero(count)
+    weight = np.divide(1.0, count + 1e-6, out=np.zeros(len(count)), where=count > 0).astype(np.float32)
+    return CroppedPlane(
+        cell=cell,
+        order=np.argsort(cell, kind="stable"),
+        start=np.cumsum(count[occupied]) - count[occupied],
+        occupied=occupied,
+        weight=weight.reshape(shape),
+    )
+
+
+def _neighbours_and_nearest(
+    kept_xyz: np.ndarray, xyz: np.ndarray, config: InputConfig
+) -> tuple[np.ndarray, np.ndarray]:
+    """Find the K nearest other kept points of each kept point, and the nearest kept point of every point."""
+    from scipy.spatial import cKDTree
+
+    if len(kept_xyz) == 0:
+        return np.empty((0, config.neighbours), np.int64), np.full(len(xyz), -1, np.int64)
+    tree = cKDTree(kept_xyz)
+    found = min(config.neighbours + 1, len(kept_xyz))
+    neighbours = tree.query(kept_xyz, k=np.arange(1, found + 1), workers=-1)[1]
+    # Column 0 is the point itself. A cloud of fewer than K + 1 points repeats the nearest ones, a lone point itself.
+    columns = 1 + np.arange(config.neighbours) % (found - 1) if found > 1 else np.zeros(config.neighbours, np.int64)
+    nearest = tree.query(xyz, workers=-1, distance_upper_bound=config.max_label_distance_m)[1]
+    return neighbours[:, columns].astype(np.int64), np.where(nearest < len(kept_xyz), nearest, -1)
+
+
+def _features(frame: LidarFrame, rows: np.ndarray, config: InputConfig) -> np.ndarray:
+    xyz = frame.xyz[rows]
+    columns = {name: xyz[:, axis] for name, axis in AXES.items()}
+    columns["height"] = columns["z"]
+    columns["radius"] = np.sqrt(np.einsum("ij,ij->i", xyz, xyz))
+    if frame.intensity is None:
+        columns["intensity"] = np.zeros(len(rows), np.float32)
+    else:
+        columns["intensity"] = (frame.intensity[rows] - config.intensity_mean) / config.intensity_std
+    features = np.stack([columns[name] for name in config.features], axis=1).astype(np.float32)
+    # A driver that writes NaN as intensity must not blank the point and, through its cells, others.
+    return np.nan_to_num(features, copy=False, nan=0.0, posinf=0.0, neginf=0.0)
+
+
+def to_points(logits: np.ndarray, prepared: NetworkInput) -> PointLabels:
+    """Turn logits (N, classes) of the kept points into labels for every row of the sweep.
+
+    Each measured row takes the label of its nearest kept point; rows without a return, and those with no kept point
+    near enough, are UNLABELLED.
+    """
+    class_id = np.full(prepared.points, UNLABELLED, np.uint8)
+    probability = np.zeros(prepared.points, np.float32)
+    entropy = np.ones(prepared.points, np.float32)
+    if len(prepared):
+        labelled = prepared.nearest >= 0
+        rows, source = prepared.measured[labelled], prepared.nearest[labelled]
+        shifted = logits - logits.max(axis=1, keepdims=True)
+        exponential = np.exp(shifted)
+        total = exponential.sum(axis=1)
+        best = logits.argmax(axis=1)
+        # H = log Σe^s − Σ s·e^s / Σe^s, with no logarithm of a vanishing probability.
+        nats = np.log(total) - np.einsum("ij,ij->i", shifted, exponential) / total
+        class_id[rows] = best.astype(np.uint8)[source]
+        probability[rows] = (1.0 / total).astype(np.float32)[source]
+        entropy[rows] = np.clip(nats / np.log(max(logits.shape[1], 2)), 0.0, 1.0).astype(np.float32)[source]
+    return PointLabels(class_id=class_id, probability=probability, entropy=entropy)

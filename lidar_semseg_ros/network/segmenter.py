@@ -1,0 +1,120 @@
+"""Sweep in, labels out: the three middle steps of a message, the same live and offline."""
+
+from __future__ import annotations
+
+import importlib.util
+import re
+import time
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+
+from lidar_semseg_ros.core.errors import UserError
+from lidar_semseg_ros.core.frame import UNLABELLED, LidarFrame, PointLabels
+from lidar_semseg_ros.core.options import setting
+from lidar_semseg_ros.network.backends import BACKENDS, PRECISIONS, Backend
+from lidar_semseg_ros.network.inputs import prepare, to_points
+
+OUTPUT_LAYOUTS = ("aligned", "autoware", "append")
+
+
+@dataclass(frozen=True, kw_only=True)
+class OutputConfig:
+    """How the labelled cloud is written."""
+
+    layout: str = setting(
+        "aligned",
+        "fields of the labelled cloud: aligned (x y z rgb probability entropy class_id, 28 bytes), autoware "
+        "(x y z class_id probability entropy, 21 bytes) or append (the input's bytes and the labels behind them)",
+        choices=OUTPUT_LAYOUTS,
+    )
+
+
+@dataclass(frozen=True, kw_only=True)
+class SegmenterConfig:
+    """Settings of the segmenter, live and offline."""
+
+    model: str = setting("indoor-small", "path of a .safetensors or .onnx model, or the name of a shipped one")
+    device: str = setting("auto", "auto (a GPU if there is one), cpu, cuda, cuda:N, or tensorrt for .onnx models")
+    precision: str = setting("float32", "arithmetic of the network", choices=PRECISIONS)
+    threads: int = setting(0, "CPU threads of the network; 0 lets the library choose", minimum=0, maximum=1024)
+    min_score: float = setting(
+        0.0, "points whose class probability is lower are left unlabelled", minimum=0.0, maximum=1.0
+    )
+    output: OutputConfig = OutputConfig()
+
+    def __post_init__(self) -> None:
+        if not re.fullmatch(r"auto|cpu|cuda(:\d+)?|tensorrt(:\d+)?", self.device):
+            raise UserError(f"setting 'device' takes auto, cpu, cuda, cuda:N or tensorrt, but got '{self.device}'")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Segmentation:
+    """Labels of a sweep, and how long each step took in milliseconds of a monotonic clock."""
+
+    labels: PointLabels
+    prepare_ms: float
+    network_ms: float
+    finish_ms: float
+
+
+class Segmenter:
+    """A loaded model that labels sweeps one by one; not for two threads at once."""
+
+    def __init__(self, config: SegmenterConfig, models: Path) -> None:
+        """Load the model; `models` is the folder of the shipped ones."""
+        self.config = config
+        self.path = model_path(config.model, models)
+        self._backend: Backend = BACKENDS[self.path.suffix](
+            self.path, device=config.device, precision=config.precision, threads=config.threads
+        )
+        self.description, self.device = self._backend.description, self._backend.device
+        if self.description.classes is None:
+            raise UserError(f"{self.path} predicts features, not classes; distill it into a model with classes first")
+        self.classes = self.description.classes
+
+    def segment(self, frame: LidarFrame) -> Segmentation:
+        """Label every row of a sweep."""
+        start = time.perf_counter()
+        prepared = prepare(frame, self.description.inputs)
+        ready = time.perf_counter()
+        logits = self._backend.logits(prepared) if len(prepared) else np.empty((0, len(self.classes)), np.float32)
+        computed = time.perf_counter()
+        labels = with_min_score(to_points(logits, prepared), self.config.min_score)
+        finished = time.perf_counter()
+        return Segmentation(
+            labels=labels,
+            prepare_ms=(ready - start) * 1e3,
+            network_ms=(computed - ready) * 1e3,
+            finish_ms=(finished - computed) * 1e3,
+        )
+
+
+def with_min_score(labels: PointLabels, min_score: float) -> PointLabels:
+    """Leave points UNLABELLED whose probability is below min_score."""
+    if min_score <= 0:
+        return labels
+    low = labels.probability < min_score
+    return PointLabels(
+        class_id=np.where(low, np.uint8(UNLABELLED), labels.class_id),
+        probability=np.where(low, np.float32(0), labels.probability),
+        entropy=np.where(low, np.float32(1), labels.entropy),
+    )
+
+
+def model_path(model: str, models: Path) -> Path:
+    """Find a model by path, or by name among the shipped: `.safetensors` where PyTorch is installed, else `.onnx`."""
+    path = Path(model).expanduser()
+    if path.suffix in BACKENDS:
+        if not path.is_file():
+            raise UserError(f"there is no model file {path.absolute()}")
+        return path
+    suffix = ".safetensors" if importlib.util.find_spec("torch") else ".onnx"
+    shipped = models / (model + suffix)
+    if path.suffix or not model or not shipped.is_file():
+        known = sorted({file.stem for file in models.glob("*") if file.suffix in BACKENDS})
+        raise UserError(
+            f"'{model}' is neither a .safetensors or .onnx file nor a shipped model; shipped are {', '.join(known)}"
+        )
+    return shipped

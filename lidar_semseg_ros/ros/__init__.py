@@ -1,0 +1,1 @@
+"""The nodes. The only layer that imports rclpy and message packages."""

@@ -1,0 +1,46 @@
+"""A config dataclass as the parameters of a node."""
+
+from __future__ import annotations
+
+from typing import Any, TypeVar
+
+from rcl_interfaces.msg import FloatingPointRange, IntegerRange, ParameterDescriptor
+from rclpy.node import Node
+
+from lidar_semseg_ros.core.options import Setting, from_mapping, settings_of, to_mapping
+
+C = TypeVar("C")
+
+OWNED_BY_ROS = ("use_sim_time", "start_type_description_service", "qos_overrides.")
+"""Parameters (or beginnings of their names) that rclpy declares by itself."""
+
+
+def declared(node: Node, config_class: type[C]) -> C:
+    """Declare every setting as a read-only parameter and return the config made of what the user set.
+
+    UserError for a parameter the node does not have and for a value of the wrong type or range.
+    """
+    # The overrides have no public accessor; without them a misspelt parameter would be silently ignored.
+    overrides: dict[str, Any] = {
+        name: parameter.value
+        for name, parameter in node._parameter_overrides.items()
+        if not name.startswith(OWNED_BY_ROS)
+    }
+    config = from_mapping(config_class, overrides)
+    values = to_mapping(config)
+    for entry in settings_of(config_class):
+        node.declare_parameter(entry.name, values[entry.name], _descriptor(entry), ignore_override=True)
+    return config
+
+
+def _descriptor(entry: Setting) -> ParameterDescriptor:
+    descriptor = ParameterDescriptor(description=entry.text, read_only=True)
+    if entry.choices:
+        descriptor.additional_constraints = f"one of {', '.join(entry.choices)}"
+    if entry.minimum is not None and entry.kind is int:
+        top = 2**31 - 1 if entry.maximum is None else int(entry.maximum)
+        descriptor.integer_range = [IntegerRange(from_value=int(entry.minimum), to_value=top)]
+    if entry.minimum is not None and entry.kind is float:
+        top_value = float("inf") if entry.maximum is None else float(entry.maximum)
+        descriptor.floating_point_range = [FloatingPointRange(from_value=float(entry.minimum), to_value=top_value)]
+    return descriptor

@@ -1,0 +1,62 @@
+"""A one-slot mailbox and the single thread that empties it."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable
+from typing import Generic, TypeVar
+
+T = TypeVar("T")
+
+
+class Mailbox(Generic[T]):
+    """Holds the newest item only; putting and taking are safe between threads."""
+
+    def __init__(self) -> None:
+        self._condition = threading.Condition()
+        self._item: T | None = None
+        self._closed = False
+
+    def put(self, item: T) -> bool:
+        """Leave an item; True if it displaced one that nobody had taken."""
+        with self._condition:
+            displaced = self._item is not None
+            self._item = item
+            self._condition.notify()
+            return displaced
+
+    def take(self) -> T | None:
+        """Wait for an item and take it; None once the mailbox is closed."""
+        with self._condition:
+            self._condition.wait_for(lambda: self._closed or self._item is not None)
+            item, self._item = self._item, None
+            return None if self._closed else item
+
+    def close(self) -> None:
+        """Release the taker; what still lies in the box is dropped."""
+        with self._condition:
+            self._closed = True
+            self._condition.notify_all()
+
+
+class Worker(Generic[T]):
+    """Runs `work` on the newest item of a mailbox, one at a time, in one thread of its own."""
+
+    def __init__(self, work: Callable[[T], None]) -> None:
+        self._work = work
+        self._mailbox: Mailbox[T] = Mailbox()
+        self._thread = threading.Thread(target=self._run, name="inference", daemon=True)
+        self._thread.start()
+
+    def put(self, item: T) -> bool:
+        """Leave an item; True if it displaced one that was waiting."""
+        return self._mailbox.put(item)
+
+    def stop(self, timeout_s: float = 1.0) -> None:
+        """Let the item in work be finished, drop the one that waits."""
+        self._mailbox.close()
+        self._thread.join(timeout_s)
+
+    def _run(self) -> None:
+        while (item := self._mailbox.take()) is not None:
+            self._work(item)
