@@ -181,7 +181,7 @@ class SpatialMix(nn.Module):
             # ONNX has no segment sum, and ONNX Runtime's parallel ScatterND(add) loses updates on the CPU
             # (onnxruntime issue 18048): differences of a running sum instead, exact enough in float64.
             running_NC = F.pad(x_NC[plane.order].double().cumsum(0), (0, 0, 1, 0))
-            total = torch.full_like(plane.start[:1], 0) + len(x_NC)
+            total = torch.zeros_like(plane.start[:1]) + x_NC.shape[0]  # len() would fix the traced size
             sum_MC = running_NC[torch.cat([plane.start, total])].diff(dim=0).float()
         else:
             sum_MC = F.embedding_bag(plane.order, x_NC.float(), plane.start, mode="sum")
