@@ -19,6 +19,14 @@ def turned_flipped_scaled(frame: LidarFrame, rng: np.random.Generator) -> LidarF
     return replace(frame, xyz=(frame.xyz @ linear.T).astype(np.float32))
 
 
+def rings_thinned(frame: LidarFrame, rng: np.random.Generator, probability: float = 0.3) -> LidarFrame:
+    """With a probability, blank all but every second, third or fourth ring: lidars have 16 to 128 of them."""
+    if frame.ring is None or rng.random() >= probability:
+        return frame
+    keep = frame.ring % rng.integers(2, 5) == 0
+    return replace(frame, xyz=np.where(keep[:, None], frame.xyz, np.float32(np.nan)))
+
+
 def intensity_changed(frame: LidarFrame, rng: np.random.Generator, missing: float = 0.4) -> LidarFrame:
     """Take the intensity away with probability `missing`, else give it another gain (1/2 … 2) and exponent (2/3 … 3/2).
 

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from lidar_semseg_ros.core.frame import LidarFrame
-from lidar_semseg_ros.distill.augment import intensity_changed, turned_flipped_scaled
+from lidar_semseg_ros.distill.augment import intensity_changed, rings_thinned, turned_flipped_scaled
 from lidar_semseg_ros.network.inputs import InputConfig, NetworkInput, plane_of_cells, prepare
 from lidar_semseg_ros.network.waffleiron import Plane
 
@@ -38,6 +38,7 @@ def training_sample(
 
     The rows are shuffled first, so that a random point stands for each voxel.
     """
+    frame = rings_thinned(frame, rng)
     rows = rng.permutation(np.flatnonzero(frame.has_return()))
     frame = LidarFrame(
         stamp_ns=frame.stamp_ns,

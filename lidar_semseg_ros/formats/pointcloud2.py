@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
+from itertools import pairwise
 from typing import Any
 
 import numpy as np
@@ -24,9 +25,6 @@ TIME_NAMES = ("t", "time", "timestamp", "time_stamp", "offset_time")
 ABSOLUTE_SECONDS_ABOVE = 1e8
 ABSOLUTE_NANOSECONDS_ABOVE = 1e17
 """Times of day since 1973; no sweep lasts so long, so a larger value cannot be relative to the stamp."""
-
-LABEL_FIELD = "label"
-"""The field in which `cloud_from_frame` writes true class ids; none of the output layouts uses the name."""
 
 
 class CloudError(UserError):
@@ -79,17 +77,23 @@ class CloudContent:
         names = [field.name for field in self.fields]
         for field in self.fields:
             if names.count(field.name) > 1:
-                raise CloudError(f"the cloud has {names.count(field.name)} fields named '{field.name}'; names are unique")
+                raise CloudError(
+                    f"the cloud has {names.count(field.name)} fields named '{field.name}'; names are unique"
+                )
             if field.datatype not in NUMPY_CODES:
-                raise CloudError(f"field '{field.name}' has datatype {field.datatype}; sensor_msgs/PointField knows 1 to 8")
+                raise CloudError(
+                    f"field '{field.name}' has datatype {field.datatype}; sensor_msgs/PointField knows 1 to 8"
+                )
             if field.offset < 0 or field.count < 0:
-                raise CloudError(f"field '{field.name}' has offset {field.offset} and count {field.count}; both are ≥ 0")
+                raise CloudError(
+                    f"field '{field.name}' has offset {field.offset} and count {field.count}; both are ≥ 0"
+                )
             if field.end > self.point_step:
                 raise CloudError(
                     f"field '{field.name}' ends at byte {field.end} of a point, but point_step is {self.point_step}"
                 )
         in_order = sorted(self.fields, key=lambda field: field.offset)
-        for first, second in zip(in_order, in_order[1:]):
+        for first, second in pairwise(in_order):
             if first.end > second.offset:
                 raise CloudError(
                     f"fields '{first.name}' (bytes {first.offset} to {first.end}) and '{second.name}' "
@@ -153,20 +157,20 @@ def read_cloud(cloud: Any) -> LidarFrame:
     """Read a CloudContent, or a message that `cloud_content` takes, as a sweep of all its N points in their order.
 
     Values are copied and converted: coordinates and intensity to float32, ring clipped to uint16, and time to
-    seconds from the stamp. An integer time is nanoseconds after the stamp, a float is seconds after it; above
-    1e8 a float is an absolute time in seconds, above 1e17 in nanoseconds. The pair time_sec, time_nsec is absolute.
+    seconds from the stamp. An integer time is nanoseconds after the stamp, a float is seconds after it; a float64
+    above 1e8 is an absolute time in seconds, above 1e17 in nanoseconds (Livox), and NaN for a point that has none.
+    The pair time_sec, time_nsec (Luminar) is absolute.
     """
     content = cloud if isinstance(cloud, CloudContent) else cloud_content(cloud)
-    names = {field.name for field in content.fields}
-    intensity = next((_single(content, name) for name in INTENSITY_NAMES if name in names), None)
-    ring = next((_single(content, name) for name in RING_NAMES if name in names), None)
+    intensity = _first_of(content, INTENSITY_NAMES)
+    ring = _first_of(content, RING_NAMES)
     return LidarFrame(
         stamp_ns=content.stamp_ns,
         frame_id=content.frame_id,
         xyz=_coordinates(content),
-        intensity=None if intensity is None else intensity.astype(np.float32).ravel(),
-        ring=None if ring is None else _clipped_to_uint16(ring).ravel(),
-        time_s=_times(content, names),
+        intensity=None if intensity is None else _as_float32(intensity),
+        ring=None if ring is None else _clipped_to_uint16(ring),
+        time_s=_times(content),
         shape=(content.height, content.width),
     )
 
@@ -177,8 +181,7 @@ def column(content: CloudContent, name: str) -> np.ndarray:
     CloudError if the cloud has no such field.
     """
     view = _view(content, name)
-    native = view.astype(view.dtype.newbyteorder("="))
-    return native.reshape(len(content), *native.shape[2:])
+    return view.astype(view.dtype.newbyteorder("=")).reshape(len(content), *view.shape[2:])
 
 
 def _view(content: CloudContent, name: str) -> np.ndarray:
@@ -186,9 +189,247 @@ def _view(content: CloudContent, name: str) -> np.ndarray:
     field = next((field for field in content.fields if field.name == name), None)
     if field is None:
         raise CloudError(f"the cloud has no field '{name}'; it has {_listed(content.fields)}")
-    dtype = np.dtype(">" if content.is_bigendian else "<") if False else _dtype(field.datatype, content.is_bigendian)
-    shape: tuple[int, ...] = (content.height, content.width)
-    strides: tuple[int, ...] = (content.row_step, content.point_step)
-    if field.count != 1:
-        shape, strides = (*shape, field.count), (*strides, dtype.itemsize)
-    return np.ndarray(shape, dtype, content.data, field.offset, strides)
+    dtype = _dtype(field, content.is_bigendian)
+    shape, strides = (content.height, content.width), (content.row_step, content.point_step)
+    if len(content) == 0:  # an offset into no bytes at all is an error to NumPy
+        view = np.empty((*shape, *dtype.shape), dtype.base)
+    else:
+        view = np.ndarray(shape, dtype, content.data, field.offset, strides)
+    return view
+
+
+def _dtype(field: CloudField, is_bigendian: bool) -> np.dtype:
+    code = (">" if is_bigendian else "<") + NUMPY_CODES[field.datatype]
+    return np.dtype(code) if field.count == 1 else np.dtype((code, (field.count,)))
+
+
+def _first_of(content: CloudContent, names: tuple[str, ...]) -> np.ndarray | None:
+    """Look at the first of these fields that the cloud has, one number per point, or give None."""
+    counts = {field.name: field.count for field in content.fields}
+    name = next((name for name in names if name in counts), None)
+    if name is None:
+        return None
+    if counts[name] != 1:
+        raise CloudError(f"field '{name}' has count {counts[name]}; one value per point is expected")
+    return _view(content, name)
+
+
+def _as_float32(values: np.ndarray) -> np.ndarray:
+    with np.errstate(over="ignore", invalid="ignore"):
+        return values.astype(np.float32).ravel()
+
+
+def _coordinates(content: CloudContent) -> np.ndarray:
+    xyz = np.empty((content.height, content.width, 3), np.float32)
+    with np.errstate(over="ignore", invalid="ignore"):
+        for axis, name in enumerate("xyz"):
+            xyz[..., axis] = _view(content, name)
+    return xyz.reshape(-1, 3)
+
+
+def _clipped_to_uint16(ring: np.ndarray) -> np.ndarray:
+    if ring.dtype.kind != "u" or ring.dtype.itemsize > 2:
+        ring = np.clip(np.nan_to_num(ring.astype(np.float64)), 0, np.iinfo(np.uint16).max)
+    return ring.astype(np.uint16).ravel()
+
+
+def _times(content: CloudContent) -> np.ndarray | None:
+    """Read the seconds from the stamp to each point, (N,) float32, by the rules of `read_cloud`."""
+    seconds, nanoseconds = (_first_of(content, (name,)) for name in ("time_sec", "time_nsec"))
+    if seconds is not None and nanoseconds is not None:
+        since_stamp_ns = seconds.astype(np.int64) * 10**9 + nanoseconds.astype(np.int64) - content.stamp_ns
+        return _as_float32(since_stamp_ns * 1e-9)
+    time = _first_of(content, TIME_NAMES)
+    if time is None:
+        return None
+    if time.dtype.kind in "iu":
+        return _as_float32(time * 1e-9)
+    if time.dtype.itemsize == 4:
+        return _as_float32(time)
+    latest = np.where(np.isfinite(time), time, 0).max(initial=0)
+    if latest <= ABSOLUTE_SECONDS_ABOVE:
+        return _as_float32(time)
+    if latest > ABSOLUTE_NANOSECONDS_ABOVE:
+        since_stamp_s = (time - content.stamp_ns) * 1e-9
+    else:
+        since_stamp_s = time - content.stamp_ns * 1e-9
+    return _as_float32(np.where(time > ABSOLUTE_SECONDS_ABOVE, since_stamp_s, np.nan))
+
+
+@dataclass(frozen=True)
+class PointLayout:
+    """The fields of a point and the bytes it takes, padding included."""
+
+    fields: tuple[CloudField, ...]
+    size: int
+
+
+_COORDINATES = (CloudField("x", 0, FLOAT32), CloudField("y", 4, FLOAT32), CloudField("z", 8, FLOAT32))
+
+_COLORED = PointLayout((*_COORDINATES, CloudField("rgb", 12, FLOAT32)), 16)
+
+LAYOUTS = {
+    "aligned": PointLayout(
+        (
+            *_COLORED.fields,
+            CloudField("probability", 16, FLOAT32),
+            CloudField("entropy", 20, FLOAT32),
+            CloudField("class_id", 24, UINT8),
+        ),
+        28,
+    ),
+    "autoware": PointLayout(
+        (
+            *_COORDINATES,
+            CloudField("class_id", 12, UINT8),
+            CloudField("probability", 13, FLOAT32),
+            CloudField("entropy", 17, FLOAT32),
+        ),
+        21,
+    ),
+    "append": PointLayout(
+        (
+            CloudField("class_id", 0, UINT8),
+            CloudField("probability", 1, FLOAT32),
+            CloudField("entropy", 5, FLOAT32),
+            CloudField("rgb", 9, FLOAT32),
+        ),
+        13,
+    ),
+}
+"""How labelled clouds are laid out; the offsets of `append` count from the end of the input's point."""
+
+
+def labelled_cloud(
+    content: CloudContent, frame: LidarFrame, labels: PointLabels, palette: np.ndarray, layout: str
+) -> CloudContent:
+    """Lay out the points of `frame` with their labels: header, number, order and shape are those of `content`.
+
+    palette: (256, 3) uint8, colours by class id. layout: a key of LAYOUTS; `append` keeps the bytes and the byte
+    order of the input's points, the others hold x, y, z as little-endian float32. Rows are not padded. CloudError
+    if the input of `append` has one of the appended fields, or if the lengths differ.
+    """
+    if layout not in LAYOUTS:
+        raise UserError(f"no output layout '{layout}'; there are {', '.join(LAYOUTS)}")
+    _check_lengths(content, frame, labels)
+    columns = {
+        "class_id": labels.class_id,
+        "probability": labels.probability,
+        "entropy": labels.entropy,
+        "rgb": _packed_colors(palette, labels),
+    }
+    if layout == "append":
+        return _appended(content, LAYOUTS[layout], columns)
+    columns |= _coordinate_columns(frame)
+    return _laid_out(content, LAYOUTS[layout], columns)
+
+
+def visualization_cloud(
+    frame: LidarFrame, content: CloudContent, labels: PointLabels, palette: np.ndarray
+) -> CloudContent:
+    """Lay out x, y, z and the colour of the class, 16 bytes per point, with the header and shape of `content`."""
+    _check_lengths(content, frame, labels)
+    return _laid_out(content, _COLORED, _coordinate_columns(frame) | {"rgb": _packed_colors(palette, labels)})
+
+
+def cloud_from_frame(frame: LidarFrame, labels: np.ndarray | None = None) -> CloudContent:
+    """Write a sweep as the Velodyne driver does: x, y, z, intensity float32, ring uint16, time float32, unaligned.
+
+    What the sweep does not have is left out. labels: (N,) uint8, true class ids, in a field `label` at the end.
+    """
+    height, width = frame.shape if frame.shape is not None else (1, len(frame))
+    columns = _coordinate_columns(frame)
+    optional = (
+        ("intensity", FLOAT32, frame.intensity),
+        ("ring", UINT16, frame.ring),
+        ("time", FLOAT32, frame.time_s),
+        ("label", UINT8, labels),
+    )
+    fields = list(_COORDINATES)
+    for name, datatype, values in optional:
+        if values is not None:
+            fields.append(CloudField(name, fields[-1].end, datatype))
+            columns[name] = values
+    size = fields[-1].end
+    empty = CloudContent(
+        stamp_ns=frame.stamp_ns,
+        frame_id=frame.frame_id,
+        height=height,
+        width=width,
+        fields=tuple(fields),
+        is_bigendian=False,
+        point_step=size,
+        row_step=width * size,
+        data=np.zeros(height * width * size, np.uint8),
+        is_dense=bool(np.isfinite(frame.xyz).all()),
+    )
+    return _laid_out(empty, PointLayout(tuple(fields), size), columns)
+
+
+def _check_lengths(content: CloudContent, frame: LidarFrame, labels: PointLabels) -> None:
+    if not len(content) == len(frame) == len(labels):
+        raise CloudError(f"a cloud of {len(content)} points got {len(frame)} coordinates and {len(labels)} labels")
+
+
+def _coordinate_columns(frame: LidarFrame) -> dict[str, np.ndarray]:
+    return {name: frame.xyz[:, axis] for axis, name in enumerate("xyz")}
+
+
+def _packed_colors(palette: np.ndarray, labels: PointLabels) -> np.ndarray:
+    """Pack the colours of the points as PCL does: the bits 0x00RRGGBB, declared float32."""
+    red, green, blue = palette.astype(np.uint32).T
+    return (red << 16 | green << 8 | blue)[labels.class_id].view(np.float32)
+
+
+def _laid_out(content: CloudContent, layout: PointLayout, columns: dict[str, np.ndarray]) -> CloudContent:
+    """Put columns into a little-endian cloud with the header and shape of `content`."""
+    points = np.zeros(len(content), _point_dtype(layout, is_bigendian=False))
+    for field in layout.fields:
+        points[field.name] = columns[field.name]
+    return _with_points(content, layout, points, is_bigendian=False)
+
+
+def _appended(content: CloudContent, addition: PointLayout, columns: dict[str, np.ndarray]) -> CloudContent:
+    """Put columns behind each point of a cloud."""
+    for field in content.fields:
+        if field.name in columns:
+            raise CloudError(f"the cloud already has a field '{field.name}'; take output layout aligned or autoware")
+    step = content.point_step
+    added = tuple(replace(field, offset=field.offset + step) for field in addition.fields)
+    layout = PointLayout((*content.fields, *added), step + addition.size)
+    point = np.dtype(
+        {
+            "names": ["kept", "added"],
+            "formats": [f"V{step}", _point_dtype(addition, content.is_bigendian)],
+            "offsets": [0, step],
+            "itemsize": layout.size,
+        }
+    )
+    points = np.empty((content.height, content.width), point)
+    if len(content):
+        points["kept"] = np.ndarray(points.shape, f"V{step}", content.data, 0, (content.row_step, step))
+    for name, values in columns.items():
+        points["added"][name] = values.reshape(points.shape)
+    return _with_points(content, layout, points.ravel(), content.is_bigendian)
+
+
+def _point_dtype(layout: PointLayout, is_bigendian: bool) -> np.dtype:
+    return np.dtype(
+        {
+            "names": [field.name for field in layout.fields],
+            "formats": [_dtype(field, is_bigendian) for field in layout.fields],
+            "offsets": [field.offset for field in layout.fields],
+            "itemsize": layout.size,
+        }
+    )
+
+
+def _with_points(content: CloudContent, layout: PointLayout, points: np.ndarray, is_bigendian: bool) -> CloudContent:
+    return replace(
+        content,
+        fields=layout.fields,
+        is_bigendian=is_bigendian,
+        point_step=layout.size,
+        row_step=content.width * layout.size,
+        data=points.view(np.uint8),
+    )

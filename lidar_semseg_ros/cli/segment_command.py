@@ -1,0 +1,88 @@
+"""lidar-semseg segment: every cloud of a recording labelled, without ROS, with the same labels as the node."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+from collections import Counter
+from pathlib import Path
+
+import numpy as np
+from tqdm import tqdm
+
+from lidar_semseg_ros.cli.settings import add_settings, config_from
+from lidar_semseg_ros.core.classes import ClassTable
+from lidar_semseg_ros.core.errors import UserError
+from lidar_semseg_ros.core.frame import UNLABELLED
+from lidar_semseg_ros.formats.bags import BagWriter, open_bag, why_no_clouds
+from lidar_semseg_ros.formats.config_files import package_share
+from lidar_semseg_ros.formats.dataset import chosen_cloud_topic, cloud_topics
+from lidar_semseg_ros.formats.pointcloud2 import cloud_content, labelled_cloud, read_cloud
+from lidar_semseg_ros.network.segmenter import Segmenter, SegmenterConfig
+from lidar_semseg_ros.view.report import text_table
+
+SEGMENTATION_TOPIC = "/segmenter/output/pointcloud/segmentation"
+CLASS_MAP_TOPIC = "/segmenter/output/class_map"
+"""Named as the live node's topics, so that tools need not tell them apart."""
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Declare the arguments."""
+    parser.add_argument("bag", type=Path, help="a ROS 1 .bag, a ROS 2 bag folder, an .mcap or a .db3 file")
+    parser.add_argument("-o", "--output", type=Path, required=True, help="the .mcap file to write")
+    parser.add_argument("--topic", help="the cloud topic (default: the only one)")
+    add_settings(parser, SegmenterConfig)
+
+
+def run(args: argparse.Namespace) -> None:
+    """Label every cloud, keep its stamp and its log time, and print what was found."""
+    config = config_from(args, SegmenterConfig)
+    with open_bag(args.bag) as bag:
+        if not cloud_topics(bag):
+            raise UserError(why_no_clouds(bag))
+        topic = chosen_cloud_topic(bag, args.topic, str(args.bag))
+        segmenter = Segmenter(config, package_share() / "models")
+        palette = segmenter.classes.palette()
+        labels = Counter[int]()
+        durations_ms: dict[str, list[float]] = {"prepare": [], "network": [], "finish": []}
+        invalid = 0
+        with BagWriter(args.output) as writer:
+            class_map = {"model": segmenter.description.name, **segmenter.classes.to_mapping()}
+            writer.write_json(CLASS_MAP_TOPIC, bag.start_ns, json.dumps(class_map))
+            for recorded in tqdm(
+                bag.messages([topic]), total=bag.message_count(topic), unit="cloud", disable=None, file=sys.stderr
+            ):
+                try:
+                    content = cloud_content(recorded.message())
+                    frame = read_cloud(content)
+                except UserError as error:
+                    invalid += 1
+                    print(f"cloud at {recorded.log_time_ns} dropped: {error}", file=sys.stderr)
+                    continue
+                result = segmenter.segment(frame)
+                labelled = labelled_cloud(content, frame, result.labels, palette, config.output.layout)
+                writer.write_cloud(SEGMENTATION_TOPIC, labelled, log_time_ns=recorded.log_time_ns)
+                ids, counts = np.unique(result.labels.class_id, return_counts=True)
+                labels.update(dict(zip(ids.tolist(), counts.tolist())))
+                for stage, found in durations_ms.items():
+                    found.append(getattr(result, f"{stage}_ms"))
+    _print_summary(args.output, segmenter, labels, durations_ms, invalid)
+
+
+def _print_summary(
+    output: Path, segmenter: Segmenter, labels: Counter[int], durations_ms: dict[str, list[float]], invalid: int
+) -> None:
+    frames = len(durations_ms["network"])
+    print(f"{output}: {frames} clouds labelled by {segmenter.path.name} on {segmenter.device}, {invalid} dropped")
+    if frames:
+        medians = "  ".join(f"{stage} {np.median(found):.1f} ms" for stage, found in durations_ms.items())
+        print(f"median per cloud: {medians}")
+        print(text_table(["class", "points", "share"], class_shares(labels, segmenter.classes)))
+
+
+def class_shares(labels: Counter[int], classes: ClassTable) -> list[list[str]]:
+    """Give a row per class that occurs, the most frequent first: name, points, share."""
+    total = sum(labels.values())
+    names = {UNLABELLED: "(unlabelled)"} | dict(enumerate(classes.names))
+    return [[names[i], f"{count:,}", f"{count / total:.1%}"] for i, count in labels.most_common()]

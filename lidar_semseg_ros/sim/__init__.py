@@ -1,0 +1,1 @@
+"""A synthetic indoor world with exact labels: buildings, lidars, cameras, drives."""

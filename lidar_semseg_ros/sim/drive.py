@@ -1,0 +1,133 @@
+"""A robot that drives through a building and measures; and single views of many buildings."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import numpy as np
+
+from lidar_semseg_ros.core.camera import PinholeCamera
+from lidar_semseg_ros.core.frame import CameraImage, LidarFrame
+from lidar_semseg_ros.core.geometry import OPTICAL_FROM_BODY, rigid, rotation_from_rpy
+from lidar_semseg_ros.core.options import setting
+from lidar_semseg_ros.sim.building import Building, make_building
+from lidar_semseg_ros.sim.sensors import LIDARS, Scene, render, scan
+
+START_NS = 1_700_000_000_000_000_000
+CAMERA_DELAY_S = 0.033
+VIEWS_PER_BUILDING = 8
+
+
+@dataclass(frozen=True, kw_only=True)
+class SimConfig:
+    """Settings of a simulated drive."""
+
+    lidar: str = setting("OS1-64", "the lidar", choices=tuple(LIDARS))
+    cameras: int = setting(1, "cameras around the robot, the first looks ahead", minimum=0, maximum=4)
+    frames: int = setting(200, "sweeps to record", minimum=1)
+    speed_mps: float = setting(0.8, "speed of the robot in m/s", minimum=0.0, maximum=5.0)
+    lidar_height_m: float = setting(0.9, "height of the lidar above the floor", minimum=0.1, maximum=3.0)
+    seed: int = setting(0, "of the building and of all noise", minimum=0)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Camera:
+    """A camera on the robot: where it is, in base_link, and its model."""
+
+    name: str
+    base_from_camera: np.ndarray
+    model: PinholeCamera
+
+
+@dataclass(frozen=True, kw_only=True)
+class SimulatedFrame:
+    """One sweep of a drive with all that is exactly known.
+
+    labels: (N,) uint8 per row of the sweep. images: per camera its image and the class of every pixel (H, W) uint8.
+    map_from_base: pose of the robot at the sweep's stamp.
+    """
+
+    frame: LidarFrame
+    labels: np.ndarray
+    map_from_base: np.ndarray
+    base_from_lidar: np.ndarray
+    images: tuple[tuple[Camera, CameraImage, np.ndarray], ...]
+
+
+def drive(config: SimConfig) -> Iterator[SimulatedFrame]:
+    """Drive along a building's way, there and back, at constant speed; the same seed gives the same bytes."""
+    rng = np.random.default_rng(config.seed)
+    building = make_building(rng)
+    scene, lidar = Scene(building), LIDARS[config.lidar]
+    base_from_lidar = rigid(np.eye(3), np.array([0.0, 0.0, config.lidar_height_m]))
+    cameras = [_camera(index, config.lidar_height_m) for index in range(config.cameras)]
+    track = _Track(building)
+    for index in range(config.frames):
+        stamp_ns = START_NS + round(index * lidar.period_s * 1e9)
+        times_s = [index * lidar.period_s, (index + 1) * lidar.period_s, index * lidar.period_s + CAMERA_DELAY_S]
+        start, end, exposed = (track.pose(time_s * config.speed_mps) for time_s in times_s)
+        frame, labels = scan(
+            scene, lidar, start @ base_from_lidar, end @ base_from_lidar, stamp_ns, "lidar", index, rng
+        )
+        images = []
+        for camera in cameras:
+            pixels, classes = render(scene, camera.model, exposed @ camera.base_from_camera, rng)
+            image_ns = stamp_ns + round(CAMERA_DELAY_S * 1e9)
+            images.append((camera, CameraImage(stamp_ns=image_ns, frame_id=camera.name, pixels=pixels), classes))
+        yield SimulatedFrame(
+            frame=frame, labels=labels, map_from_base=start, base_from_lidar=base_from_lidar, images=tuple(images)
+        )
+
+
+def random_views(rng: np.random.Generator, lidar: str | None = None) -> Iterator[tuple[LidarFrame, np.ndarray]]:
+    """Yield endless single sweeps with exact labels: new buildings, places, heights, tilts and, if None, lidars."""
+    names = list(LIDARS)
+    while True:
+        building = make_building(rng)
+        scene, track = Scene(building), _Track(building)
+        for view in range(VIEWS_PER_BUILDING):
+            pose = track.pose(rng.uniform(0, track.length_m)) @ rigid(
+                rotation_from_rpy(*rng.normal(0, 0.02, 2), rng.uniform(-np.pi, np.pi)),
+                np.array([*rng.normal(0, 0.15, 2), rng.uniform(0.25, 1.8)]),
+            )
+            model = LIDARS[lidar or names[rng.integers(len(names))]]
+            yield scan(scene, model, pose, pose, view, "lidar", int(rng.integers(1000)), rng)
+
+
+def _camera(index: int, height_m: float) -> Camera:
+    yaw = index * np.pi / 2
+    body = rigid(rotation_from_rpy(0, 0, yaw), np.array([0.12 * np.cos(yaw), 0.12 * np.sin(yaw), height_m - 0.1]))
+    model = PinholeCamera(
+        width=640,
+        height=480,
+        matrix=np.array([[380.0, 0, 319.5], [0, 380.0, 239.5], [0, 0, 1]]),
+        distortion=np.array([-0.08, 0.02, 0.0005, -0.0003, 0.0]),
+    )
+    return Camera(name=f"camera_{index}", base_from_camera=body @ rigid(OPTICAL_FROM_BODY.T, np.zeros(3)), model=model)
+
+
+class _Track:
+    """The way as a function of the distance driven, with rounded corners; at its end the robot turns back."""
+
+    def __init__(self, building: Building, smoothing_m: float = 0.35) -> None:
+        legs = np.linalg.norm(np.diff(building.waypoints, axis=0), axis=1)
+        keep = np.concatenate([[True], legs > 1e-6])
+        corners = building.waypoints[keep].astype(np.float64)
+        at_m = np.concatenate([[0], np.cumsum(legs[keep[1:]])])
+        self.length_m = float(at_m[-1])
+        self._smoothing_m = smoothing_m
+        self._corners, self._at_m = corners, at_m
+
+    def _place(self, distance_m: float) -> np.ndarray:
+        """Average the way over ± smoothing_m, which rounds its corners."""
+        around = distance_m + np.linspace(-1, 1, 9) * self._smoothing_m
+        folded = self.length_m - np.abs(np.mod(around, 2 * self.length_m) - self.length_m)
+        return np.array([np.interp(folded, self._at_m, self._corners[:, axis]).mean() for axis in (0, 1)])
+
+    def pose(self, distance_m: float) -> np.ndarray:
+        """Give map_from_base (4, 4) after a distance; the robot looks where it goes."""
+        here, ahead = self._place(distance_m), self._place(distance_m + 0.25)
+        behind = self._place(distance_m - 0.25)
+        yaw = float(np.arctan2(*(ahead - behind)[::-1]))
+        return rigid(rotation_from_rpy(0, 0, yaw), np.array([*here, 0.0]))
