@@ -49,7 +49,7 @@ def run(args: argparse.Namespace) -> None:
         invalid = 0
         with BagWriter(args.output) as writer:
             class_map = {"model": segmenter.description.name, **segmenter.classes.to_mapping()}
-            writer.write_json(CLASS_MAP_TOPIC, bag.start_ns, json.dumps(class_map))
+            writer.write_json(CLASS_MAP_TOPIC, json.dumps(class_map), bag.start_ns)
             for recorded in tqdm(
                 bag.messages([topic]), total=bag.message_count(topic), unit="cloud", disable=None, file=sys.stderr
             ):

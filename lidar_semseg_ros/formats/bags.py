@@ -116,8 +116,12 @@ class BagMessage:
 
 
 class _Ros2Codec:
-    def __init__(self, types: Typestore) -> None:
-        self._types = types
+    def __init__(self, definitions: Mapping[str, MessageDefinition]) -> None:
+        self._definitions = definitions
+
+    @cached_property
+    def _types(self) -> Typestore:
+        return _typestore(self._definitions, is_ros1=False)
 
     def decoded(self, raw: bytes, msgtype: str) -> Any:
         return self._types.deserialize_cdr(raw, msgtype)
@@ -129,10 +133,14 @@ class _Ros2Codec:
 
 
 class _Ros1Codec:
-    def __init__(self, types: Typestore) -> None:
-        self._types = types
+    def __init__(self, definitions: Mapping[str, MessageDefinition]) -> None:
+        self._definitions = definitions
         self._same_fields: dict[str, bool] = {}
         self._plans: dict[str, object] = {}
+
+    @cached_property
+    def _types(self) -> Typestore:
+        return _typestore(self._definitions, is_ros1=True)
 
     @cached_property
     def _ros2_types(self) -> Typestore:
@@ -158,7 +166,7 @@ class _Ros1Codec:
 
 def _typestore(definitions: Mapping[str, MessageDefinition], is_ros1: bool) -> Typestore:
     """Know the types that a file defines, {type: definition}, and for the rest those of ROS itself."""
-    from rosbags.typesys import Stores, get_typestore
+    from rosbags.typesys import Stores, TypesysError, get_typestore
 
     own = get_typestore(Stores.ROS1_NOETIC if is_ros1 else Stores.ROS2_JAZZY)
     defined: dict[str, Any] = {}
@@ -167,11 +175,13 @@ def _typestore(definitions: Mapping[str, MessageDefinition], is_ros1: bool) -> T
             defined |= _parsed(msgtype, definition)
         except Exception as error:  # one definition that cannot be read must not cost the other topics
             logger.warning("the definition of %s in the bag cannot be read: %s", msgtype, error)
-    if not defined:
+    try:
+        own.register(defined)
         return own
-    types = get_typestore(Stores.EMPTY)
-    types.register({**own.fielddefs, **defined})
-    return types
+    except TypesysError:  # a type of ROS itself had other fields when the bag was recorded
+        types = get_typestore(Stores.EMPTY)
+        types.register({**own.fielddefs, **defined})
+        return types
 
 
 def _parsed(msgtype: str, definition: MessageDefinition) -> Mapping[str, Any]:
@@ -183,8 +193,8 @@ def _parsed(msgtype: str, definition: MessageDefinition) -> Mapping[str, Any]:
     types: dict[str, Any] = {}
     if definition.format is MessageDefinitionFormat.IDL:
         # Several types come one behind the other, each headed by a rule and the line 'IDL: package/msg/Name'.
-        for part in definition.data.split("=" * 80 + "\n"):
-            types |= get_types_from_idl(part.partition("\n")[2] if part.startswith("IDL: ") else part) if part else {}
+        for part in filter(None, definition.data.split("=" * 80 + "\n")):
+            types |= get_types_from_idl(part.partition("\n")[2] if part.startswith("IDL: ") else part)
     return types
 
 
@@ -223,9 +233,8 @@ class _RosbagsFile:
         self._reader = Ros1Reader(path) if is_ros1 else Ros2Reader(path)
         self._reader.open()
         connections = self._reader.connections
-        definitions = {normalized_type(c.msgtype): c.msgdef for c in connections}
-        types = _typestore(definitions, is_ros1)
-        self._codec: _Codec = _Ros1Codec(types) if is_ros1 else _Ros2Codec(types)
+        definitions = {_type_of(c): c.msgdef for c in connections}
+        self._codec: _Codec = _Ros1Codec(definitions) if is_ros1 else _Ros2Codec(definitions)
         self.channels = [_Channel(c.topic, _type_of(c), c.msgcount, _is_latched(c)) for c in connections]
         reader = self._reader
         self.span_ns = (reader.start_time, reader.end_time - 1) if reader.message_count else None
@@ -266,7 +275,7 @@ class _WholeReads:
     def read(self, size: int) -> bytes:
         data = self._file.read(size)
         if len(data) < size:
-            raise EOFError("the file ends in the middle of a record")
+            raise EOFError("the file ends before its footer")
         return data
 
 
@@ -291,7 +300,7 @@ class _ScannedMcap:
         if not self._count:
             raise UserError(f"{path} cannot be read: {reason}; it is damaged from its start or no recording of ROS 2")
         logger.warning("%s: %s; it is read up to %s, %d messages", path, reason, end, self._count)
-        self._codec = _Ros2Codec(_typestore(definitions, is_ros1=False))
+        self._codec = _Ros2Codec(definitions)
         self.channels = [replace(channel, count=count) for channel, count in counts.items()]
         self.span_ns: tuple[int, int] | None = times_ns
 
@@ -511,8 +520,8 @@ class BagWriter:
         metadata = {"offered_qos_profiles": LATCHED_QOS} if latched else {}
         return self._writer.register_channel(topic, "cdr", self._schemas[msgtype], metadata)
 
-    def write_cloud(self, topic: str, content: CloudContent) -> None:
-        """Write a PointCloud2 at its stamp."""
+    def write_cloud(self, topic: str, content: CloudContent, log_time_ns: int | None = None) -> None:
+        """Write a PointCloud2, logged at its stamp unless another time is given."""
         fields = [
             self._new("sensor_msgs/msg/PointField", name=f.name, offset=f.offset, datatype=f.datatype, count=f.count)
             for f in content.fields
@@ -529,7 +538,7 @@ class BagWriter:
             data=content.data,
             is_dense=content.is_dense,
         )
-        self.write(topic, POINT_CLOUD, content.stamp_ns, cloud)
+        self.write(topic, POINT_CLOUD, content.stamp_ns if log_time_ns is None else log_time_ns, cloud)
 
     def write_image(self, topic: str, image: CameraImage, jpeg: bool = False) -> None:
         """Write an image at its stamp: a rgb8 Image, or a CompressedImage if `jpeg`."""
@@ -539,18 +548,7 @@ class BagWriter:
             compressed = self._new(COMPRESSED_IMAGE, header=header, format="rgb8; jpeg compressed bgr8", data=data)
             self.write(topic, COMPRESSED_IMAGE, image.stamp_ns, compressed)
             return
-        height, width = image.pixels.shape[:2]
-        raw = self._new(
-            IMAGE,
-            header=header,
-            height=height,
-            width=width,
-            encoding="rgb8",
-            is_bigendian=0,
-            step=width * 3,
-            data=image.pixels.ravel(),
-        )
-        self.write(topic, IMAGE, image.stamp_ns, raw)
+        self._write_raw_image(topic, "rgb8", image.pixels, image.stamp_ns, header)
 
     def write_camera_info(self, topic: str, camera: PinholeCamera, stamp_ns: int, frame_id: str) -> None:
         """Write the CameraInfo of a camera whose image is neither binned, cut nor rectified."""
@@ -601,6 +599,23 @@ class BagWriter:
             ),
         )
         self.write("/odom", ODOMETRY, stamp_ns, odometry)
+
+    def write_class_ids(self, topic: str, class_id: np.ndarray, stamp_ns: int, frame_id: str) -> None:
+        """Write the class id of every point or pixel, (H, W) uint8, as a mono8 Image."""
+        self._write_raw_image(topic, "mono8", class_id, stamp_ns, self._header(stamp_ns, frame_id))
+
+    def _write_raw_image(self, topic: str, encoding: str, pixels: np.ndarray, stamp_ns: int, header: Any) -> None:
+        image = self._new(
+            IMAGE,
+            header=header,
+            height=pixels.shape[0],
+            width=pixels.shape[1],
+            encoding=encoding,
+            is_bigendian=0,
+            step=pixels[:1].nbytes,
+            data=pixels.ravel(),
+        )
+        self.write(topic, IMAGE, stamp_ns, image)
 
     def write_json(self, topic: str, text: str, stamp_ns: int) -> None:
         """Write a latched std_msgs/String, such as the class map."""

@@ -200,3 +200,15 @@ PCD_BODIES = {"ascii": _pcd_ascii, "binary": _pcd_binary, "binary_compressed": _
 
 SCAN_READERS = {".pcd.bin": _nuscenes, ".bin": _kitti, ".pcd": _pcd}
 """Readers by the end of the file's name; of several that fit, the first."""
+
+
+def scan_files(path: Path) -> list[Path]:
+    """List the scans of a folder by name, or the one file given; UserError if there is none."""
+    files = [path] if path.is_file() else sorted(file for file in path.glob("*") if _is_scan(file))
+    if not files:
+        raise UserError(f"{path} holds no scans; their names end on {', '.join(SCAN_READERS)}")
+    return files
+
+
+def _is_scan(path: Path) -> bool:
+    return path.is_file() and path.name.lower().endswith(tuple(SCAN_READERS))

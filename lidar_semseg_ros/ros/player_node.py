@@ -39,14 +39,14 @@ class PlayerNode(Node):
         self._topics = chosen_topics(self._bag, self._config)
         if POINT_CLOUD not in self._topics.values():
             self.get_logger().warning(why_no_clouds(self._bag))
-        self._publishers = self._make_publishers()
+        self._outlets = self._make_outlets()
         self._clock_publisher = self.create_publisher(Clock, "/clock", 1) if self._config.clock else None
         self._stopping = threading.Event()
         self._played = 0
         self._thread = threading.Thread(target=self._play, name="playback", daemon=True)
         self._thread.start()
 
-    def _make_publishers(self) -> dict[str, Publisher]:
+    def _make_outlets(self) -> dict[str, Publisher]:
         remaps = parse_remaps(self._config.remap)
         publishers = {}
         for topic, kind in self._topics.items():
@@ -65,7 +65,7 @@ class PlayerNode(Node):
             self._play_once(self._bag)
             while self._config.loop and not self._stopping.is_set():
                 self._play_once(self._bag)
-            for publisher in self._publishers.values():
+            for publisher in self._outlets.values():
                 publisher.wait_for_all_acked(Duration(seconds=5))
             self.get_logger().info(f"played {self._played} messages")
         except UserError as error:
@@ -77,7 +77,7 @@ class PlayerNode(Node):
             rclpy.try_shutdown()
 
     def _wait_for_subscribers(self) -> None:
-        clouds = [self._publishers[topic] for topic, kind in self._topics.items() if kind == POINT_CLOUD]
+        clouds = [self._outlets[topic] for topic, kind in self._topics.items() if kind == POINT_CLOUD]
         while not self._stopping.is_set() and any(
             publisher.get_subscription_count() < self._config.wait_for_subscribers for publisher in clouds
         ):
@@ -87,7 +87,7 @@ class PlayerNode(Node):
         start = time.monotonic()
         now_ns = 0
         for due_s, message in schedule(bag, self._topics, self._config.rate):
-            publisher = self._publishers.get(message.topic)
+            publisher = self._outlets.get(message.topic)
             if publisher is None:
                 continue
             data = message.cdr()

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from lidar_semseg_ros.core.errors import UserError
-from lidar_semseg_ros.formats.loose_scans import SCAN_READERS, lzf_unpacked, read_scan
+from lidar_semseg_ros.formats.loose_scans import SCAN_READERS, lzf_unpacked, read_scan, scan_files
 
 ROWS = [(1.0, 2.0, 3.0, 0.5), (-1.0, -2.0, -3.0, 0.25), (float("nan"), 0.0, 0.0, 0.0)]
 
@@ -113,7 +113,7 @@ def test_ascii_table_with_arrays_is_read_column_by_column(tmp_path: Path) -> Non
         (b"\x02abc", b"abc"),
         (b"\x02abc\x20\x02", b"abcabc"),  # 3 bytes from 3 back
         (b"\x00a\xe0\x05\x00", b"a" * 15),  # 14 bytes from 1 back: the copy repeats itself
-        (b"\x01ab\x60\x01\x00c", b"abababac"[:7] + b"c"),  # 5 bytes from 2 back, then a literal
+        (b"\x01ab\x60\x01\x00c", b"abababac"),  # 5 bytes from 2 back, then a literal
         (b"\x1f" + bytes(range(32)) + b"\x20\x1f", bytes(range(32)) + b"\x00\x01\x02"),
     ],
 )
@@ -164,6 +164,19 @@ def test_faulty_scan_is_refused_with_its_file_and_fault(tmp_path: Path, name: st
 def test_missing_scan_is_named(tmp_path: Path) -> None:
     with pytest.raises(UserError, match=r"000001\.bin"):
         read_scan(tmp_path / "000001.bin", 0, "")
+
+
+def test_scans_of_a_folder_are_listed_by_name(tmp_path: Path) -> None:
+    for name in ("b.bin", "a.PCD", "c.pcd.bin", "times.txt"):
+        (tmp_path / name).touch()
+    (tmp_path / "d.bin").mkdir()
+    assert [path.name for path in scan_files(tmp_path)] == ["a.PCD", "b.bin", "c.pcd.bin"]
+    assert scan_files(tmp_path / "b.bin") == [tmp_path / "b.bin"]
+
+
+def test_folder_without_scans_is_named(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match="holds no scans"):
+        scan_files(tmp_path)
 
 
 def test_longer_endings_come_before_the_shorter_ones_they_end_on() -> None:

@@ -1,0 +1,124 @@
+"""Pictures of labelled clouds of a recording, with its exact labels and camera where it has them."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+
+from lidar_semseg_ros.core.camera import PinholeCamera
+from lidar_semseg_ros.core.classes import ClassTable
+from lidar_semseg_ros.core.frame import UNLABELLED, CameraImage
+from lidar_semseg_ros.core.geometry import invert_rigid, rigid, rotation_from_quaternion, transform_points
+from lidar_semseg_ros.core.pairing import nearest_stamp
+from lidar_semseg_ros.formats.bags import CAMERA_INFO, COMPRESSED_IMAGE, IMAGE, Bag, topics_of_type
+from lidar_semseg_ros.formats.dataset import exact_labels
+from lidar_semseg_ros.formats.images import read_camera_info, read_image
+from lidar_semseg_ros.formats.pointcloud2 import CloudContent, column, read_cloud
+from lidar_semseg_ros.view.paint import birds_eye, legend, overlay, perspective, side_by_side, titled
+from lidar_semseg_ros.view.report import Picture
+
+MAX_PAIR_DIFFERENCE_S = 0.1
+
+
+def pictures_of(bag: Bag, labelled: Mapping[int, CloudContent], classes: ClassTable) -> list[Picture]:
+    """Draw the middle one of the labelled clouds from above, from behind and over the camera image."""
+    stamps = sorted(labelled)
+    cloud = labelled[stamps[len(stamps) // 2]]
+    frame = read_cloud(cloud)
+    class_id = column(cloud, "class_id")
+    color = classes.palette()[class_id]
+    extent_m = _extent_m(frame.xyz[frame.has_return()])
+    below_m = _ceiling_m(frame.xyz[:, 2], class_id, classes)
+    truth = exact_labels(bag).get(cloud.stamp_ns)
+    views = [titled(birds_eye(frame.xyz, color, half_extent_m=extent_m, below_m=below_m), "labelled live")]
+    if truth is not None:
+        exact = birds_eye(frame.xyz, classes.palette()[truth], half_extent_m=extent_m, below_m=below_m)
+        views.append(titled(exact, "exact labels"))
+    above = side_by_side(views)
+    found = [int(i) for i in np.unique(class_id) if i != UNLABELLED]
+    above = np.concatenate([above, legend(classes, found, above.shape[1])])
+    behind = perspective(frame.xyz, color, back_m=0.7 * extent_m, up_m=0.6 * extent_m, below_m=below_m)
+    pictures = [
+        Picture(title="From above", caption=f"{2 * extent_m:.0f} m across, cut below the ceiling", pixels=above),
+        Picture(title="From behind", caption="the same cloud", pixels=behind),
+    ]
+    over_image = _over_image(bag, cloud.stamp_ns, frame.frame_id, frame.xyz, color)
+    if over_image is not None:
+        pictures.append(Picture(title="Over the camera", caption="labelled points, projected", pixels=over_image))
+    return pictures
+
+
+def _extent_m(xyz: np.ndarray) -> float:
+    """Find how far 97 % of the points reach."""
+    return float(np.clip(np.percentile(np.abs(xyz[:, :2]).max(axis=1), 97), 3.0, 60.0)) if len(xyz) else 10.0
+
+
+def _ceiling_m(z: np.ndarray, class_id: np.ndarray, classes: ClassTable) -> float:
+    """Find the height below which one looks into rooms: under the ceiling, where the model knows ceilings."""
+    if "ceiling" not in classes.names:
+        return float("inf")
+    ceiling = z[class_id == classes.id_of("ceiling")]
+    return float(np.percentile(ceiling, 10)) - 0.3 if len(ceiling) > 50 else float("inf")
+
+
+def _over_image(bag: Bag, stamp_ns: int, lidar_frame: str, xyz: np.ndarray, color: np.ndarray) -> np.ndarray | None:
+    """Draw the points over the nearest image of the first camera; None where the recording lacks something for it."""
+    camera = _first_camera(bag)
+    image = _nearest_image(bag, stamp_ns)
+    if camera is None or image is None:
+        return None
+    camera_from_lidar = _transform(bag, image.frame_id, lidar_frame)
+    if camera_from_lidar is None:
+        return None
+    points = transform_points(camera_from_lidar, xyz.astype(np.float64))
+    uv_px, shown = camera.project(np.nan_to_num(points, nan=-1.0))
+    shown &= np.isfinite(xyz).all(axis=1) & (xyz != 0).any(axis=1)
+    return overlay(image.pixels, uv_px[shown], points[shown, 2], color[shown])
+
+
+def _first_camera(bag: Bag) -> PinholeCamera | None:
+    recorded = next(bag.messages(topics_of_type(bag, CAMERA_INFO)[:1] or ["-"]), None)
+    return read_camera_info(recorded.message()) if recorded else None
+
+
+def _nearest_image(bag: Bag, stamp_ns: int) -> CameraImage | None:
+    compressed = topics_of_type(bag, COMPRESSED_IMAGE)
+    raw = [topic for topic in topics_of_type(bag, IMAGE) if not topic.startswith("/ground_truth")]
+    topics = (compressed + raw)[:1]
+    if not topics:
+        return None
+    messages = [recorded.message() for recorded in bag.messages(topics)]
+    stamps = np.array([m.header.stamp.sec * 10**9 + m.header.stamp.nanosec for m in messages], np.int64)
+    nearest = nearest_stamp(stamps, stamp_ns, MAX_PAIR_DIFFERENCE_S)
+    return None if nearest is None else read_image(messages[nearest])
+
+
+def _transform(bag: Bag, target: str, source: str) -> np.ndarray | None:
+    """Chain target_from_source over a common parent in /tf_static; None where the recording has none."""
+    if "/tf_static" not in bag.topics:
+        return None
+    parents: dict[str, tuple[str, np.ndarray]] = {}
+    for recorded in bag.messages(["/tf_static"]):
+        for stamped in recorded.message().transforms:
+            parents[stamped.child_frame_id] = (stamped.header.frame_id, _matrix(stamped.transform))
+    to_root = [_to_root(parents, frame) for frame in (target, source)]
+    (target_root, root_from_target), (source_root, root_from_source) = to_root
+    return invert_rigid(root_from_target) @ root_from_source if target_root == source_root else None
+
+
+def _to_root(parents: Mapping[str, tuple[str, np.ndarray]], frame: str) -> tuple[str, np.ndarray]:
+    root_from_frame = np.eye(4)
+    for _ in range(len(parents)):
+        if frame not in parents:
+            break
+        frame, parent_from_frame = parents[frame]
+        root_from_frame = parent_from_frame @ root_from_frame
+    return frame, root_from_frame
+
+
+def _matrix(transform: Any) -> np.ndarray:
+    rotation, translation = transform.rotation, transform.translation
+    xyzw = np.array([rotation.x, rotation.y, rotation.z, rotation.w])
+    return rigid(rotation_from_quaternion(xyzw), np.array([translation.x, translation.y, translation.z]))

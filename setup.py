@@ -1,0 +1,71 @@
+"""Name, version, dependencies and files of the package, for colcon and pip alike."""
+
+from pathlib import Path
+
+from setuptools import find_packages, setup
+
+NAME = "lidar_semseg_ros"
+HERE = Path(__file__).resolve().parent
+
+NODES = {"segmenter": "segmenter_node", "player": "player_node", "recorder": "recorder_node"}
+ROS_WHEELS = "platform_system == 'Linux' and platform_machine == 'x86_64'"
+COMMON_MESSAGES = ("std-msgs", "sensor-msgs", "geometry-msgs", "diagnostic-msgs", "std-srvs", "nav-msgs")
+
+
+def shared(folder: str) -> list[tuple[str, list[str]]]:
+    """List the files below a folder as data_files, each in its place under share/."""
+    files = sorted(path for path in (HERE / folder).rglob("*") if path.is_file() and path.suffix != ".pyc")
+    places: dict[str, list[str]] = {}
+    for path in files:
+        place = path.relative_to(HERE)
+        places.setdefault(f"share/{NAME}/{place.parent}", []).append(str(place))
+    return list(places.items())
+
+
+setup(
+    name=NAME,
+    version="0.1.0",
+    description="Live semantic segmentation of lidar point clouds, taught by vision foundation models",
+    maintainer="lidar_semseg_ros maintainers",
+    maintainer_email="maintainer@lidar-semseg-ros.dev",
+    license="Apache-2.0",
+    packages=find_packages(include=[NAME, f"{NAME}.*"]),
+    python_requires=">=3.10",
+    zip_safe=True,
+    data_files=[
+        ("share/ament_index/resource_index/packages", [f"resource/{NAME}"]),
+        (f"share/{NAME}", ["package.xml"]),
+        *shared("launch"),
+        *shared("config"),
+        *shared("models"),
+    ],
+    install_requires=[
+        "setuptools",
+        "mcap",
+        "numpy",
+        "pillow",
+        "pyyaml",
+        "rosbags",
+        "scipy",
+        "tqdm",
+    ],
+    extras_require={
+        # Real ROS 2 Jazzy as wheels; leave it out where a ROS 2 installation is sourced.
+        "ros": [
+            f"ros-jazzy-rclpy[fastrtps]==7.1.6; {ROS_WHEELS}",
+            *(f"ros-{name}==5.3.6; {ROS_WHEELS}" for name in COMMON_MESSAGES),
+            f"ros-rosgraph-msgs==2.0.3; {ROS_WHEELS}",
+        ],
+        "torch": ["safetensors", "torch"],
+        "onnx": ["onnx", "onnxruntime"],
+        "export": ["onnx", "onnxscript", "safetensors", "torch"],
+        "sim": ["embreex"],
+        "test": ["mypy", "opencv-python-headless", "pytest>=8.3,<9", "ruff"],
+    },
+    entry_points={
+        "console_scripts": [
+            f"lidar-semseg = {NAME}.cli.main:main",
+            *(f"{node} = {NAME}.ros.{module}:main" for node, module in NODES.items()),
+        ],
+    },
+)
