@@ -41,11 +41,12 @@ setup(
     ],
     install_requires=[
         "setuptools",
-        "mcap",
+        "mcap>=1.6",
         "numpy",
         "pillow",
         "pyyaml",
-        "rosbags",
+        # mcap.writer.flush() came with 1.6; rosbags.convert.converter is not yet a public interface.
+        "rosbags>=0.11.9,<0.12",
         "scipy",
         "tqdm",
     ],

@@ -5,75 +5,77 @@ import os
 from launch import LaunchDescription
 from launch.actions import DeclareLaunchArgument, OpaqueFunction, SetEnvironmentVariable
 from launch.substitutions import LaunchConfiguration
-from launch_ros.actions import Node, PushRosNamespace
+from launch_ros.actions import Node
+from launch_ros.parameter_descriptions import ParameterValue
+from launch_ros.utilities import make_namespace_absolute, prefix_namespace
 
 from lidar_semseg_ros.formats.config_files import package_share
 
+SHARE = package_share()
 ARGUMENTS = {
     "points": ("/lidar/points", "topic of the lidar's PointCloud2"),
     "bag": ("", "recording to play: ROS 1 .bag, ROS 2 folder, .mcap or .db3"),
-    "rate": ("1.0", "speed of playing"),
-    "loop": ("false", "play again and again"),
+    "rate": ("", "speed of playing; empty: as recorded"),
+    "loop": ("", "true: play again and again"),
     "model": ("", "model file or name; empty: as in the parameters"),
     "device": ("", "auto, cpu, cuda, cuda:N or tensorrt; empty: as in the parameters"),
-    "params_file": (str(package_share() / "config" / "segment.yaml"), "parameters of the segmenter"),
-    "record": ("", ".mcap file to record the labelled clouds to"),
+    "params_file": (str(SHARE / "config" / "segment.yaml"), "parameters of the segmenter"),
+    "record": ("", ".mcap file to record the clouds and their labels to"),
     "use_sim_time": ("false", "take the time from /clock"),
     "namespace": ("", "namespace of the nodes"),
-    "log_level": ("info", "debug, info, warn, error"),
+    "log_level": ("info", "debug, info, warn, error or fatal"),
+}
+PROFILES = {
+    "FASTRTPS_DEFAULT_PROFILES_FILE": str(SHARE / "config" / "rmw" / "fastdds.xml"),  # up to Jazzy
+    "FASTDDS_DEFAULT_PROFILES_FILE": str(SHARE / "config" / "rmw" / "fastdds.xml"),  # from Kilted on
+    "CYCLONEDDS_URI": (SHARE / "config" / "rmw" / "cyclonedds.xml").as_uri(),
 }
 
 
+def text(value):
+    """Keep a parameter a string, also where it looks like a number: launch reads values as YAML."""
+    return ParameterValue(value, value_type=str)
+
+
 def nodes(context):
-    """Make the nodes of the arguments given."""
+    """Make the nodes of the arguments given; an argument left empty is no parameter, so the node's default holds."""
     given = {name: LaunchConfiguration(name).perform(context) for name in ARGUMENTS}
-    sim_time = bool(given["bag"]) or given["use_sim_time"].lower() == "true"
-    chosen = {name: given[name] for name in ("model", "device") if given[name]}
-    log = ["--ros-args", "--log-level", given["log_level"]]
-    actions = [
-        PushRosNamespace(given["namespace"]),
-        Node(
+
+    def node(executable, parameters, **more):
+        return Node(
             package="lidar_semseg_ros",
-            executable="segmenter",
-            name="segmenter",
-            parameters=[given["params_file"], {**chosen, "use_sim_time": sim_time}],
-            remappings=[("~/input/pointcloud", given["points"])],
-            arguments=log,
+            executable=executable,
+            name=executable,
+            namespace=given["namespace"],
+            parameters=parameters,
+            arguments=["--ros-args", "--log-level", given["log_level"]],
             output="screen",
-        ),
-    ]
+            **more,
+        )
+
+    clock = {"use_sim_time": bool(given["bag"]) or given["use_sim_time"] == "true"}
+    chosen = {name: text(given[name]) for name in ("model", "device") if given[name]}
+    remaps = [("~/input/pointcloud", given["points"])]
+    actions = [node("segmenter", [given["params_file"], {**chosen, **clock}], remappings=remaps)]
     if given["bag"]:
-        playing = {"bag": given["bag"], "rate": float(given["rate"]), "loop": given["loop"].lower() == "true"}
-        # Start with the first cloud only once the model is loaded.
-        playing["wait_for_subscribers"] = 1
-        actions.append(
-            Node(package="lidar_semseg_ros", executable="player", name="player", parameters=[playing], output="screen")
-        )
+        playing = {name: given[name] for name in ("rate", "loop") if given[name]}
+        # The first cloud waits for the model to be loaded, and for the recorder.
+        playing |= {"bag": text(given["bag"]), "wait_for_subscribers": 2 if given["record"] else 1}
+        actions.append(node("player", [playing]))
     if given["record"]:
-        segmenter = "/".join(["", *filter(None, [given["namespace"].strip("/"), "segmenter"])])
-        topics = f"{given['points']},{segmenter}/output/pointcloud/segmentation,{segmenter}/output/class_map"
-        recording = {"file": given["record"], "topics": topics, "use_sim_time": sim_time}
-        actions.append(
-            Node(
-                package="lidar_semseg_ros",
-                executable="recorder",
-                name="recorder",
-                parameters=[recording],
-                output="screen",
-            )
-        )
+        outer = context.launch_configurations.get("ros_namespace")
+        inside = make_namespace_absolute(prefix_namespace(outer, given["namespace"])) or ""
+        outputs = [f"{inside.rstrip('/')}/segmenter/output/{name}" for name in ("pointcloud/segmentation", "class_map")]
+        topics = ",".join([given["points"], *outputs])
+        actions.append(node("recorder", [{"file": text(given["record"]), "topics": topics, **clock}]))
     return actions
 
 
 def generate_launch_description():
-    """Declare the arguments; large clouds need a larger transport than Fast DDS has by default."""
-    profile = str(package_share() / "config" / "rmw" / "fastdds.xml")
-    transport = [
-        SetEnvironmentVariable(name, os.environ.get(name, profile))
-        for name in ("FASTRTPS_DEFAULT_PROFILES_FILE", "FASTDDS_DEFAULT_PROFILES_FILE")
-    ]
+    """Declare the arguments; large clouds need a larger transport than a DDS has by default."""
+    transport = [SetEnvironmentVariable(name, os.environ.get(name, value)) for name, value in PROFILES.items()]
     declared = [
-        DeclareLaunchArgument(name, default_value=default, description=text)
-        for name, (default, text) in ARGUMENTS.items()
+        DeclareLaunchArgument(name, default_value=default, description=description)
+        for name, (default, description) in ARGUMENTS.items()
     ]
     return LaunchDescription([*transport, *declared, OpaqueFunction(function=nodes)])

@@ -70,9 +70,9 @@ class NodeProcess:
         deadline = time.monotonic() + timeout_s
         with self._said:
             while not any(text in line for line in self._lines):
-                if not self._reader.is_alive() or not self._said.wait(min(1.0, max(0.0, deadline - time.monotonic()))):
-                    if not self._reader.is_alive() or time.monotonic() >= deadline:
-                        raise UserError(f"{self._node} did not start; {self._log} ends with: {self.last_words()}")
+                if not self._reader.is_alive() or time.monotonic() >= deadline:
+                    raise UserError(f"the {self._node} did not start; its last words: {self.last_words()}")
+                self._said.wait(0.5)
 
     def last_words(self) -> str:
         """Give the last line of the log."""

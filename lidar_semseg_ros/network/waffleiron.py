@@ -148,7 +148,8 @@ class Embedding(nn.Module):
         return self.final(torch.cat([self.conv1(x_NI).to(dtype), q_NC], dim=1))
 
     def _neighbourhood(self, x_NI: Tensor, centres_nI: Tensor, neighbours_nK: Tensor) -> Tensor:
-        relative = (x_NI[neighbours_nK] - centres_nI[:, None]).flatten(0, 1)
+        # An embedding look-up and not x_NI[…], whose gradient on the CPU depends on the order of threads.
+        relative = (F.embedding(neighbours_nK, x_NI) - centres_nI[:, None]).flatten(0, 1)
         norm, expand, expand_norm, relu, mix = self.conv2
         hidden = relu(expand_norm(expand(norm(relative))))
         mixed = mix(hidden.to(mix.weight.dtype))
@@ -173,16 +174,16 @@ class SpatialMix(nn.Module):
         mean_BHWC = plane.weight[..., None] * self._sum_per_cell(x_NC, plane).unflatten(0, plane.weight.shape)
         grid_BCHW = mean_BHWC.to(x_NC.dtype).permute(0, 3, 1, 2)
         mixed_BHWC = self.ffn(grid_BCHW).permute(0, 2, 3, 1)
-        return self.scale(mixed_BHWC.flatten(0, 2))[plane.cell]
+        return self.scale(mixed_BHWC.flatten(0, 2)).index_select(0, plane.cell)
 
     def _sum_per_cell(self, x_NC: Tensor, plane: Plane) -> Tensor:
         """Sum the tokens of every cell, (B·H·W, C) float32: float16 overflows and bfloat16 swamps in dense cells."""
         if torch.compiler.is_compiling():
             # ONNX has no segment sum, and ONNX Runtime's parallel ScatterND(add) loses updates on the CPU
             # (onnxruntime issue 18048): differences of a running sum instead, exact enough in float64.
-            running_NC = F.pad(x_NC[plane.order].double().cumsum(0), (0, 0, 1, 0))
+            running_NC = F.pad(x_NC.index_select(0, plane.order).double().cumsum(0), (0, 0, 1, 0))
             total = torch.zeros_like(plane.start[:1]) + x_NC.shape[0]  # len() would fix the traced size
-            sum_MC = running_NC[torch.cat([plane.start, total])].diff(dim=0).float()
+            sum_MC = running_NC.index_select(0, torch.cat([plane.start, total])).diff(dim=0).float()
         else:
             sum_MC = F.embedding_bag(plane.order, x_NC.float(), plane.start, mode="sum")
         cells = plane.weight.numel()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import sys
 import threading
 import time
@@ -15,7 +16,7 @@ from rclpy.qos import DurabilityPolicy, QoSProfile
 from rosgraph_msgs.msg import Clock
 
 from lidar_semseg_ros.core.errors import UserError
-from lidar_semseg_ros.formats.bags import POINT_CLOUD, Bag, open_bag, why_no_clouds
+from lidar_semseg_ros.formats.bags import POINT_CLOUD, open_bag, why_no_clouds
 from lidar_semseg_ros.formats.playback import PlaybackConfig, chosen_topics, parse_remaps, schedule
 from lidar_semseg_ros.ros.messages import installed_message, time_message
 from lidar_semseg_ros.ros.parameters import declared
@@ -23,7 +24,7 @@ from lidar_semseg_ros.ros.process import run_node
 
 CLOCK_PERIOD_S = 0.01
 LATCHED = ("/tf_static", "/robot_description", "/map")
-"""Topics whose subscribers expect the last message even when they come late."""
+"""Topics whose late subscribers expect the last message, also where the recording does not say so."""
 LEAST_DEPTH = 10
 
 
@@ -54,7 +55,8 @@ class PlayerNode(Node):
             if message_class is None:
                 self.get_logger().warning(f"{topic} is not played: message type {kind} is not installed")
                 continue
-            durability = DurabilityPolicy.TRANSIENT_LOCAL if topic in LATCHED else DurabilityPolicy.VOLATILE
+            latched = topic in LATCHED or topic in self._bag.latched
+            durability = DurabilityPolicy.TRANSIENT_LOCAL if latched else DurabilityPolicy.VOLATILE
             qos = QoSProfile(depth=LEAST_DEPTH, durability=durability)
             publishers[topic] = self.create_publisher(message_class, remaps.get(topic, topic), qos)
         return publishers
@@ -62,9 +64,11 @@ class PlayerNode(Node):
     def _play(self) -> None:
         try:
             self._wait_for_subscribers()
-            self._play_once(self._bag)
-            while self._config.loop and not self._stopping.is_set():
-                self._play_once(self._bag)
+            for turn in itertools.count(1):
+                self._play_once()
+                if not self._config.loop or self._stopping.is_set():
+                    break
+                self.get_logger().info(f"played the recording {turn} times")
             for publisher in self._outlets.values():
                 publisher.wait_for_all_acked(Duration(seconds=5))
             self.get_logger().info(f"played {self._played} messages")
@@ -83,10 +87,10 @@ class PlayerNode(Node):
         ):
             self._stopping.wait(0.05)
 
-    def _play_once(self, bag: Bag) -> None:
+    def _play_once(self) -> None:
         start = time.monotonic()
         now_ns = 0
-        for due_s, message in schedule(bag, self._topics, self._config.rate):
+        for due_s, message in schedule(self._bag, self._topics, self._config.rate):
             publisher = self._outlets.get(message.topic)
             if publisher is None:
                 continue

@@ -8,7 +8,7 @@ from functools import partial
 from pathlib import Path
 
 from rclpy.node import Node
-from rclpy.qos import DurabilityPolicy, QoSProfile, ReliabilityPolicy
+from rclpy.qos import DurabilityPolicy, QoSProfile
 
 from lidar_semseg_ros.core.errors import UserError
 from lidar_semseg_ros.core.options import setting
@@ -29,7 +29,7 @@ class RecorderConfig:
 
 
 class RecorderNode(Node):
-    """Subscribes to each wanted topic once it is published, with the publisher's type and durability."""
+    """Subscribes to each wanted topic once it is published, with the publisher's type and quality of service."""
 
     def __init__(self) -> None:
         super().__init__("recorder")
@@ -45,21 +45,22 @@ class RecorderNode(Node):
             publishers = self.get_publishers_info_by_topic(topic)
             if publishers:
                 self._wanted.remove(topic)
-                self._subscribe(topic, publishers[0].topic_type, publishers[0].qos_profile.durability)
+                self._subscribe(topic, publishers[0].topic_type, publishers[0].qos_profile)
         if not self._wanted:
             self._timer.cancel()
 
-    def _subscribe(self, topic: str, kind: str, durability: DurabilityPolicy) -> None:
+    def _subscribe(self, topic: str, kind: str, offered: QoSProfile) -> None:
         message_class = installed_message(kind)
         if message_class is None:
             self.get_logger().warning(f"{topic} is not recorded: message type {kind} is not installed")
             return
-        qos = QoSProfile(depth=100, reliability=ReliabilityPolicy.BEST_AVAILABLE, durability=durability)
-        self.create_subscription(message_class, topic, partial(self._write, topic, kind), qos, raw=True)
+        qos = QoSProfile(depth=100, reliability=offered.reliability, durability=offered.durability)
+        write = partial(self._write, topic, kind, offered.durability == DurabilityPolicy.TRANSIENT_LOCAL)
+        self.create_subscription(message_class, topic, write, qos, raw=True)
         self.get_logger().info(f"recording {topic}")
 
-    def _write(self, topic: str, kind: str, data: bytes) -> None:
-        self._writer.write(topic, kind, self.get_clock().now().nanoseconds, data)
+    def _write(self, topic: str, kind: str, latched: bool, data: bytes) -> None:
+        self._writer.write(topic, kind, self.get_clock().now().nanoseconds, data, latched)
 
     def destroy_node(self) -> None:
         """Close the file, then go."""

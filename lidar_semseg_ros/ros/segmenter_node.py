@@ -10,7 +10,7 @@ import traceback
 
 import rclpy
 from rclpy.node import Node
-from rclpy.qos import DurabilityPolicy, QoSProfile, ReliabilityPolicy
+from rclpy.qos import DurabilityPolicy, QoSProfile
 from sensor_msgs.msg import PointCloud2
 from std_msgs.msg import Float64, String
 
@@ -29,6 +29,7 @@ from lidar_semseg_ros.ros.diagnostics import DiagnosticsPublisher, Tally
 from lidar_semseg_ros.ros.messages import cloud_message
 from lidar_semseg_ros.ros.parameters import declared
 from lidar_semseg_ros.ros.process import run_node
+from lidar_semseg_ros.ros.subscribing import NewestSubscription
 from lidar_semseg_ros.ros.worker import Worker
 
 STAGES = ("convert", "prepare", "network", "finish", "publish", "total")
@@ -57,9 +58,7 @@ class SegmenterNode(Node):
         self._diagnostics = DiagnosticsPublisher(self, self._tally, EVENTS, facts)
         self._worker: Worker[PointCloud2] = Worker(self._work)
         self._segmenter.segment(warm_up_frame())
-        # Best available: reliable where the publisher is, for best effort loses large clouds.
-        newest = QoSProfile(depth=1, reliability=ReliabilityPolicy.BEST_AVAILABLE)
-        self.create_subscription(PointCloud2, "~/input/pointcloud", self._receive, newest)
+        self._input = NewestSubscription(self, PointCloud2, "~/input/pointcloud", self._receive)
         self.get_logger().info(f"{self._segmenter.path.name} on {self._segmenter.device}: ready for clouds")
 
     def _publish_class_map(self) -> None:

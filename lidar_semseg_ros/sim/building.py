@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from dataclasses import dataclass
 
 import numpy as np
@@ -57,8 +58,12 @@ ROOM_KINDS = {
         "person",
         "person",
         "television",
-    )
-    + ("chair", "floor_lamp", "clutter", "cabinet", "sofa"),
+        "chair",
+        "floor_lamp",
+        "clutter",
+        "cabinet",
+        "sofa",
+    ),
     "corridor": ("cabinet", "plant", "clutter", "chair", "person", "standing_board", "clutter"),
 }
 
@@ -422,7 +427,7 @@ def _wall_things(mesh: Mesh, rng: Rng, middle: np.ndarray, along_x: bool, out: i
 
 def _furnish(mesh: Mesh, rng: Rng, style: _Style, space: Space, way: np.ndarray) -> None:
     """Put furniture along the walls and in groups, off the way and off each other."""
-    steps = [np.linspace(a, b, max(2, int(np.linalg.norm(b - a) / 0.2))) for a, b in zip(way[:-1], way[1:])]
+    steps = [np.linspace(a, b, max(2, int(np.linalg.norm(b - a) / 0.2))) for a, b in itertools.pairwise(way)]
     lane = np.concatenate(steps)
     taken: list[tuple[float, float, float, float]] = []
     area = (space.x1 - space.x0) * (space.y1 - space.y0)

@@ -36,7 +36,7 @@ class Scene:
     def hit(
         self, origins: np.ndarray, directions: np.ndarray, through_glass: bool = False
     ) -> tuple[np.ndarray, np.ndarray]:
-        """Cast (R, 3) rays of unit direction: range_m (R,) float32, inf for none, and triangle (R,) int32, -1 for none."""
+        """Cast (R, 3) unit rays: range_m (R,) float32, inf for none, and triangle (R,) int32, -1 for none."""
         scene = self._without_glass if through_glass else self._everything
         origins = np.ascontiguousarray(origins, np.float32)
         found = scene.run(origins, np.ascontiguousarray(directions, np.float32), query="INTERSECT", output=1)
@@ -95,7 +95,7 @@ LIDARS = {
 
 
 def beams(lidar: LidarModel, sweep_index: int) -> tuple[np.ndarray, np.ndarray, tuple[int, int], np.ndarray]:
-    """Give directions (N, 3) in the sensor's frame, ring (N,), shape of the cloud, and time (N,) as a share of the sweep."""
+    """Give directions (N, 3) in the sensor's frame, ring (N,), the cloud's shape, and time (N,) as share of a sweep."""
     if not lidar.rosette:
         return _ring_beams(lidar)
     phase = (sweep_index * lidar.columns + np.arange(lidar.columns)) / lidar.columns

@@ -8,14 +8,26 @@ import numpy as np
 
 _CORNERS = np.array([[x, y, z] for x in (-0.5, 0.5) for y in (-0.5, 0.5) for z in (-0.5, 0.5)])
 _BOX_FACES = np.array(
-    [[0, 1, 3], [0, 3, 2], [4, 6, 7], [4, 7, 5], [0, 4, 5], [0, 5, 1], [2, 3, 7], [2, 7, 6], [0, 2, 6], [0, 6, 4]]
-    + [[1, 5, 7], [1, 7, 3]]
+    [
+        [0, 1, 3],
+        [0, 3, 2],
+        [4, 6, 7],
+        [4, 7, 5],
+        [0, 4, 5],
+        [0, 5, 1],
+        [2, 3, 7],
+        [2, 7, 6],
+        [0, 2, 6],
+        [0, 6, 4],
+        [1, 5, 7],
+        [1, 7, 3],
+    ]
 )
 
 
 @dataclass(frozen=True, kw_only=True)
 class Surface:
-    """What a solid is made of. color: 0..255. reflectivity: 0..1, of the lidar's light. glass: lets most of it through."""
+    """What a solid is made of. color: 0..255. reflectivity: 0..1. glass: lets most of a lidar's light through."""
 
     class_id: int
     color: tuple[int, int, int]

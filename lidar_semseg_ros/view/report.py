@@ -60,7 +60,9 @@ def html_report(path: Path, title: str, sections: Sequence[Table | Picture]) -> 
     page = (
         "<!doctype html>\n<html lang=en><head><meta charset=utf-8>"
         f"<meta name=viewport content='width=device-width'><title>{html.escape(title)}</title>"
-        f"<style>{STYLE}</style></head>\n<body><h1>{html.escape(title)}</h1>\n" + "\n".join(parts) + "\n</body></html>\n"
+        f"<style>{STYLE}</style></head>\n<body><h1>{html.escape(title)}</h1>\n"
+        + "\n".join(parts)
+        + "\n</body></html>\n"
     )
     path.write_text(page, encoding="utf-8")
 

@@ -56,8 +56,11 @@ TABLE = ClassTable(name="two", names=("floor", "wall"), colors=((1, 2, 3), (4, 5
 
 def test_class_table_knows_ids_and_colours() -> None:
     assert TABLE.id_of("wall") == 1
-    assert TABLE.palette()[[0, 1, 2, UNLABELLED]].tolist() == [[1, 2, 3], [4, 5, 6], [*UNLABELLED_COLOR]] + [
-        [*UNLABELLED_COLOR]
+    assert TABLE.palette()[[0, 1, 2, UNLABELLED]].tolist() == [
+        [1, 2, 3],
+        [4, 5, 6],
+        [*UNLABELLED_COLOR],
+        [*UNLABELLED_COLOR],
     ]
     assert ClassTable.from_mapping(TABLE.to_mapping()) == TABLE
     with pytest.raises(UserError, match="no class 'roof'; it has floor, wall"):

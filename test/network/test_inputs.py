@@ -16,7 +16,11 @@ from lidar_semseg_ros.network.inputs import (
 )
 
 CONFIG = InputConfig(
-    voxel_size_m=0.1, fov_min_m=(-5, -5, -2), fov_max_m=(5, 5, 2), planes=("z", "y", "x"), grids=((20, 20),) + ((20, 8),) * 2
+    voxel_size_m=0.1,
+    fov_min_m=(-5, -5, -2),
+    fov_max_m=(5, 5, 2),
+    planes=("z", "y", "x"),
+    grids=((20, 20),) + ((20, 8),) * 2,
 )
 
 
@@ -33,7 +37,7 @@ def test_first_point_in_file_order_stands_for_its_voxel_and_voxels_are_ordered()
     first: dict[tuple[int, ...], int] = {}
     low = xyz.min(axis=0)
     for row, point in enumerate(xyz):
-        key = tuple(int(v) for v in np.float32((point - low)) / np.float32(0.1))
+        key = tuple(int(v) for v in np.float32(point - low) / np.float32(0.1))
         first.setdefault(key, row)
     assert first_per_voxel(xyz, 0.1).tolist() == [first[key] for key in sorted(first)]
 
@@ -46,7 +50,11 @@ def test_points_on_the_border_of_the_field_of_view_are_outside() -> None:
 def test_cells_by_hand() -> None:
     xyz = np.float32([[0.1, -4.9, 1.9]])
     # 10 m / 20 cells = 0.5 m: x → 10, y → 0; z: 4 m / 8 = 0.5 m → 7.
-    assert [tuple(int(v[0]) for v in grid_cells(xyz, CONFIG, plane)) for plane in range(3)] == [(10, 0), (10, 7), (0, 7)]
+    assert [tuple(int(v[0]) for v in grid_cells(xyz, CONFIG, plane)) for plane in range(3)] == [
+        (10, 0),
+        (10, 7),
+        (0, 7),
+    ]
 
 
 def test_crop_keeps_a_ring_of_cells_but_not_beyond_the_grid() -> None:

@@ -87,7 +87,7 @@ def test_an_infinite_label_distance_survives_the_file_and_a_finite_one_too() -> 
 
 
 def test_a_class_table_of_another_size_is_refused() -> None:
-    with pytest.raises(UserError, match="5 outputs.*1 class"):
+    with pytest.raises(UserError, match=r"5 outputs.*1 class"):
         described(classes=ClassTable(name="one", names=("a",), colors=((0, 0, 0),)))
 
 
@@ -199,7 +199,9 @@ def test_cuda_without_a_gpu_says_what_to_do(tmp_path: Path) -> None:
 def test_cuda_labels_are_those_of_the_cpu(tmp_path: Path, precision: str) -> None:
     path = saved(tmp_path / "m.safetensors")
     on_cpu, on_gpu = (
-        Segmenter(SegmenterConfig(model=str(path), device=device, precision=precision), tmp_path).segment(cloud()).labels
+        Segmenter(SegmenterConfig(model=str(path), device=device, precision=precision), tmp_path)
+        .segment(cloud())
+        .labels
         for device in ("cpu", "cuda")
     )
     assert np.mean(on_cpu.class_id == on_gpu.class_id) > 0.99

@@ -1,10 +1,9 @@
 from __future__ import annotations
 
-import importlib.util
 from dataclasses import replace
-from pathlib import Path
 
 import numpy as np
+import published
 import pytest
 import torch
 from torch import nn
@@ -21,10 +20,6 @@ from lidar_semseg_ros.network.waffleiron import (
     planes_of,
     to_precision,
 )
-
-spec = importlib.util.spec_from_file_location("published", Path(__file__).with_name("published.py"))
-published = importlib.util.module_from_spec(spec)
-spec.loader.exec_module(published)
 
 INPUTS = InputConfig(
     voxel_size_m=0.1,
@@ -146,7 +141,11 @@ def test_shape_of_a_network_can_be_read_off_its_state_dict(variant: str) -> None
         (WaffleIronConfig(inputs=5, width=256, depth=12, outputs=19), 1_863_975, 263),
         (WaffleIronConfig(inputs=5, width=384, depth=12, outputs=16, norm="layer"), 4_121_892, 191),
         (WaffleIronConfig(inputs=5, width=256, depth=48, outputs=16), 6_839_844, 983),
-        (WaffleIronConfig(inputs=5, width=768, depth=48, outputs=16, norm="layer", head="norm_linear"), 59_449_380, 700),
+        (
+            WaffleIronConfig(inputs=5, width=768, depth=48, outputs=16, norm="layer", head="norm_linear"),
+            59_449_380,
+            700,
+        ),
     ],
     ids=str,
 )

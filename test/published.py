@@ -11,7 +11,9 @@ import numpy as np
 
 
 def _batch_norm(x_CN: np.ndarray, state: dict[str, np.ndarray], key: str) -> np.ndarray:
-    mean, variance, weight, bias = (state[f"{key}.{part}"] for part in ("running_mean", "running_var", "weight", "bias"))
+    mean, variance, weight, bias = (
+        state[f"{key}.{part}"] for part in ("running_mean", "running_var", "weight", "bias")
+    )
     return (x_CN - mean[:, None]) / np.sqrt(variance[:, None] + 1e-5) * weight[:, None] + bias[:, None]
 
 
@@ -57,7 +59,7 @@ def _embedding(features_IN: np.ndarray, neighbours_KN: np.ndarray, state: dict[s
     return _matrix(state, "embed.final") @ np.concatenate([point, pooled]) + state["embed.final.bias"][:, None]
 
 
-def _spatial_mix(x_CN, cell, grid, state, key, norm, activation):  # noqa: ANN001, ANN202
+def _spatial_mix(x_CN, cell, grid, state, key, norm, activation):
     x = norm(x_CN, state, f"{key}.norm")
     flat = np.zeros((len(x), grid[0] * grid[1]))
     count = np.zeros(grid[0] * grid[1])
@@ -70,7 +72,7 @@ def _spatial_mix(x_CN, cell, grid, state, key, norm, activation):  # noqa: ANN00
     return mixed.reshape(len(x), -1)[:, cell] * state[f"{key}.scale.weight"].reshape(-1, 1)
 
 
-def _channel_mix(x_CN, state, key, norm, activation):  # noqa: ANN001, ANN202
+def _channel_mix(x_CN, state, key, norm, activation):
     x = norm(x_CN, state, f"{key}.norm")
     hidden = activation(_matrix(state, f"{key}.mlp.0") @ x + state[f"{key}.mlp.0.bias"][:, None])
     mixed = _matrix(state, f"{key}.mlp.2") @ hidden + state[f"{key}.mlp.2.bias"][:, None]

@@ -1,0 +1,81 @@
+"""The rest of a robot, for tests of nodes: it publishes clouds and hears the answers."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+
+import numpy as np
+import rclpy
+from diagnostic_msgs.msg import DiagnosticArray
+from rclpy.qos import QoSProfile, ReliabilityPolicy
+from sensor_msgs.msg import PointCloud2
+from std_msgs.msg import Float64
+
+CLOUDS = "/robot/points"
+LABELLED = "/segmenter/output/pointcloud/segmentation"
+
+
+def spin_until(robot: object, done: Callable[[], bool], timeout_s: float = 30.0) -> None:
+    """Turn a node's callbacks until a condition holds; fail if it never does."""
+    deadline = time.monotonic() + timeout_s
+    while not done():
+        assert time.monotonic() < deadline, "the awaited never came"
+        rclpy.spin_once(robot, timeout_sec=0.05)
+
+
+def run_node(module: str, *arguments: str) -> subprocess.CompletedProcess[str]:
+    """Run a node to its end."""
+    command = [sys.executable, "-m", f"lidar_semseg_ros.ros.{module}", "--ros-args", *arguments]
+    return subprocess.run(command, capture_output=True, text=True, timeout=60)
+
+
+def room(points: int = 2000, seed: int = 0) -> np.ndarray:
+    """Random points of a room, (N, 3) float32."""
+    rng = np.random.default_rng(seed)
+    return rng.uniform((-4, -3, -1), (4, 3, 1.5), (points, 3)).astype(np.float32)
+
+
+class Robot:
+    """Publishes clouds and keeps what the segmenter answers."""
+
+    def __init__(self, node: object, reliability: ReliabilityPolicy = ReliabilityPolicy.RELIABLE) -> None:
+        self.node = node
+        self.labelled: dict[int, PointCloud2] = {}
+        self.values: dict[str, str] = {}
+        self.level = b""
+        self.stages: dict[str, list[float]] = {}
+        qos = QoSProfile(depth=5, reliability=reliability)
+        self.publisher = node.create_publisher(PointCloud2, CLOUDS, qos)
+        node.create_subscription(PointCloud2, LABELLED, self._keep, qos)
+        node.create_subscription(DiagnosticArray, "/diagnostics", self._read, 10)
+        for stage in ("convert", "publish", "total"):
+            topic = f"/segmenter/debug/processing_time/{stage}_ms"
+            node.create_subscription(
+                Float64, topic, lambda m, s=stage: self.stages.setdefault(s, []).append(m.data), 10
+            )
+
+    def _keep(self, message: PointCloud2) -> None:
+        self.labelled[message.header.stamp.sec * 10**9 + message.header.stamp.nanosec] = message
+
+    def _read(self, message: DiagnosticArray) -> None:
+        for status in message.status:
+            self.level = status.level
+            self.values = {entry.key: entry.value for entry in status.values}
+
+    def meets(self) -> bool:
+        """Whether both sides have found each other."""
+        return self.publisher.get_subscription_count() > 0 and self.node.count_publishers(LABELLED) > 0
+
+    def ask(self, message: PointCloud2) -> PointCloud2:
+        """Publish a cloud and wait for its labels."""
+        stamp_ns = message.header.stamp.sec * 10**9 + message.header.stamp.nanosec
+        self.publisher.publish(message)
+        spin_until(self.node, lambda: stamp_ns in self.labelled)
+        return self.labelled[stamp_ns]
+
+    def settle(self, received: int) -> None:
+        """Wait for diagnostics that count so many clouds."""
+        spin_until(self.node, lambda: self.values.get("received") == str(received))

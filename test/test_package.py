@@ -1,0 +1,97 @@
+"""What colcon, pip and users find in the package."""
+
+from __future__ import annotations
+
+import re
+import subprocess
+import sys
+import xml.etree.ElementTree as ElementTree
+from pathlib import Path
+
+import pytest
+import yaml
+
+from lidar_semseg_ros.cli.main import COMMANDS, main
+from lidar_semseg_ros.core.options import from_mapping
+from lidar_semseg_ros.formats.config_files import class_table, package_share
+from lidar_semseg_ros.network.inputs import InputConfig
+from lidar_semseg_ros.network.segmenter import SegmenterConfig
+
+ROOT = Path(__file__).resolve().parents[1]
+MANIFEST = ElementTree.parse(ROOT / "package.xml").getroot()
+
+
+def said_by_setup(*what: str) -> list[str]:
+    done = subprocess.run(
+        [sys.executable, "setup.py", "--quiet", *what], capture_output=True, text=True, cwd=ROOT, check=True
+    )
+    return done.stdout.split("\n")[: len(what)]
+
+
+def test_manifest_and_setup_agree_and_colcon_sees_a_ros_package() -> None:
+    name, version, email = said_by_setup("--name", "--version", "--maintainer-email")
+    maintainer = MANIFEST.find("maintainer").get("email")
+    assert (MANIFEST.findtext("name"), MANIFEST.findtext("version"), maintainer) == (name, version, email)
+    assert MANIFEST.findtext("export/build_type") == "ament_python"
+    # colcon silently takes a package with an invalid address for one without ROS.
+    assert re.fullmatch(r"[\w.+-]+@[\w-]+\.[\w.-]+", email)
+    assert (ROOT / "resource" / name).is_file()
+
+
+def test_every_ros_package_that_is_imported_is_declared() -> None:
+    declared = {element.text for element in MANIFEST.iter("exec_depend")}
+    imported = set()
+    for path in [*(ROOT / "lidar_semseg_ros" / "ros").glob("*.py"), *(ROOT / "launch").glob("*.py")]:
+        found = re.findall(r"^\s*(?:from|import) (\w+)", path.read_text(), re.MULTILINE)
+        imported |= {top for top in found if top not in sys.stdlib_module_names}
+    assert imported - {"lidar_semseg_ros", "numpy"} <= declared
+
+
+def test_an_installation_holds_every_file_of_config_launch_and_models(tmp_path: Path) -> None:
+    script = (
+        "import runpy, setuptools\n"
+        "setuptools.setup = lambda **said: print(said['data_files'])\n"
+        f"runpy.run_path({str(ROOT / 'setup.py')!r})\n"
+    )
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, cwd=ROOT, check=True)
+    installed = {file for _, files in eval(done.stdout) for file in files}
+    for folder in ("config", "launch", "models"):
+        files = {str(path.relative_to(ROOT)) for path in (ROOT / folder).rglob("*") if path.is_file()}
+        assert {file for file in files if "__pycache__" not in file} <= installed
+
+
+def test_shipped_class_tables_and_input_settings_can_be_read() -> None:
+    sizes = {path.stem: len(class_table(path.stem)) for path in (package_share() / "config" / "classes").glob("*.yaml")}
+    assert sizes == {"indoor16": 16, "indoor17": 17, "nuscenes16": 16, "semantickitti19": 19}
+    assert class_table("indoor17").names[:16] == class_table("indoor16").names
+    for path in (package_share() / "config" / "inputs").glob("*.yaml"):
+        InputConfig.from_mapping(yaml.safe_load(path.read_text()), path.name)
+
+
+def test_the_shipped_parameter_file_holds_only_known_settings() -> None:
+    parameters = yaml.safe_load((package_share() / "config" / "segment.yaml").read_text())
+    from_mapping(SegmenterConfig, parameters["/**"]["ros__parameters"])
+
+
+@pytest.mark.parametrize("command", COMMANDS)
+def test_every_command_has_help(command: str, capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as ended:
+        main([command, "--help"])
+    assert ended.value.code == 0
+    said = " ".join(capsys.readouterr().out.split())
+    assert COMMANDS[command][1:] in said
+
+
+def test_no_path_of_a_machine_and_no_package_index_in_the_package() -> None:
+    tracked = subprocess.run(["git", "ls-files"], capture_output=True, text=True, cwd=ROOT)
+    if tracked.returncode:
+        pytest.skip("not a git checkout")
+    pattern = re.compile(r"(?<![\w.])/(?:home|root|tmp|work)/|pypi\.org|pythonhosted")
+    for name in tracked.stdout.splitlines():
+        path = ROOT / name
+        if (
+            path.suffix in (".py", ".md", ".yaml", ".toml", ".cfg", ".txt", ".xml", "")
+            and path.is_file()
+            and path != Path(__file__)
+        ):
+            assert not pattern.search(path.read_text()), name
