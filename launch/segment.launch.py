@@ -30,16 +30,17 @@ PROFILES = {
     "FASTDDS_DEFAULT_PROFILES_FILE": str(SHARE / "config" / "rmw" / "fastdds.xml"),  # from Kilted on
     "CYCLONEDDS_URI": (SHARE / "config" / "rmw" / "cyclonedds.xml").as_uri(),
 }
-
-
-def text(value):
-    """Keep a parameter a string, also where it looks like a number: launch reads values as YAML."""
-    return ParameterValue(value, value_type=str)
+PARAMETERS = {"model": str, "device": str, "bag": str, "rate": float, "loop": bool}
 
 
 def nodes(context):
-    """Make the nodes of the arguments given; an argument left empty is no parameter, so the node's default holds."""
+    """Make the nodes of the arguments given."""
     given = {name: LaunchConfiguration(name).perform(context) for name in ARGUMENTS}
+
+    def chosen(*names):
+        # An argument left empty is no parameter, so that the node's own default holds.
+        typed = {name: ParameterValue(LaunchConfiguration(name), value_type=PARAMETERS[name]) for name in names}
+        return {name: value for name, value in typed.items() if given[name]}
 
     def node(executable, parameters, **more):
         return Node(
@@ -54,20 +55,19 @@ def nodes(context):
         )
 
     clock = {"use_sim_time": bool(given["bag"]) or given["use_sim_time"] == "true"}
-    chosen = {name: text(given[name]) for name in ("model", "device") if given[name]}
     remaps = [("~/input/pointcloud", given["points"])]
-    actions = [node("segmenter", [given["params_file"], {**chosen, **clock}], remappings=remaps)]
+    actions = [node("segmenter", [given["params_file"], {**chosen("model", "device"), **clock}], remappings=remaps)]
     if given["bag"]:
-        playing = {name: given[name] for name in ("rate", "loop") if given[name]}
         # The first cloud waits for the model to be loaded, and for the recorder.
-        playing |= {"bag": text(given["bag"]), "wait_for_subscribers": 2 if given["record"] else 1}
-        actions.append(node("player", [playing]))
+        ready = {"wait_for_subscribers": 2 if given["record"] else 1}
+        actions.append(node("player", [{**chosen("bag", "rate", "loop"), **ready}]))
     if given["record"]:
         outer = context.launch_configurations.get("ros_namespace")
         inside = make_namespace_absolute(prefix_namespace(outer, given["namespace"])) or ""
         outputs = [f"{inside.rstrip('/')}/segmenter/output/{name}" for name in ("pointcloud/segmentation", "class_map")]
         topics = ",".join([given["points"], *outputs])
-        actions.append(node("recorder", [{"file": text(given["record"]), "topics": topics, **clock}]))
+        file = ParameterValue(LaunchConfiguration("record"), value_type=str)
+        actions.append(node("recorder", [{"file": file, "topics": topics, **clock}]))
     return actions
 
 

@@ -21,6 +21,7 @@ from lidar_semseg_ros.formats.pointcloud2 import CloudContent, cloud_content, co
 from lidar_semseg_ros.view.report import Table
 
 CAUSES = ("busy", "invalid", "failed")
+MEMORY_WARM_UP_S = 10
 
 
 @dataclass
@@ -133,6 +134,11 @@ def tables(figures: dict[str, Any]) -> list[Table]:
         ["with a changed header or point", str(figures["changed"])],
         ["labelled per second", f"{figures['hz']:.2f}"],
     ]
+    memory_mb = figures["memory_mb"]
+    if len(memory_mb) > MEMORY_WARM_UP_S:
+        settled, last, top = memory_mb[MEMORY_WARM_UP_S], memory_mb[-1], max(memory_mb)
+        said = f"{settled:.0f} → {last:.0f} (most {top:.0f})"
+        clouds.append([f"segmenter's memory, MB: after {MEMORY_WARM_UP_S} s → at the end", said])
     times = [("cloud seen → labels seen", figures["latency_ms"]), *figures["stages_ms"].items()]
     rows = [[name, *(f"{value:.1f}" for value in found)] for name, found in times if found]
     result = [

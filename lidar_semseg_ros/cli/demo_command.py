@@ -43,11 +43,11 @@ def run(args: argparse.Namespace) -> None:
         if not cloud_topics(bag):
             raise UserError(why_no_clouds(bag))
         topic = chosen_cloud_topic(bag, args.topic, str(source))
-        arrived = run_live(source, topic, bag.duration_ns / 1e9, given_settings(args), folder, args.rate)
+        arrived, memory_mb = run_live(source, topic, bag.duration_ns / 1e9, given_settings(args), folder, args.rate)
         arrival = read_arrival(arrived, topic)
         if not arrival.labelled:
             raise UserError(f"no labelled cloud arrived; the logs are in {folder}")
-        figures = account(bag, topic, arrival)
+        figures = account(bag, topic, arrival) | {"memory_mb": memory_mb}
         pictures = pictures_of(bag, arrival.labelled, arrival.classes)
     for table in tables(figures):
         print(f"\n{table.title}\n{text_table(table.header, table.rows)}")

@@ -74,6 +74,14 @@ class NodeProcess:
                     raise UserError(f"the {self._node} did not start; its last words: {self.last_words()}")
                 self._said.wait(0.5)
 
+    def memory_mb(self) -> float:
+        """Read the resident memory from Linux's /proc; 0 elsewhere."""
+        try:
+            pages = int(Path(f"/proc/{self.process.pid}/statm").read_text().split()[1])
+            return pages * os.sysconf("SC_PAGE_SIZE") / 1e6
+        except (OSError, IndexError, ValueError):
+            return 0.0
+
     def last_words(self) -> str:
         """Give the last line of the log."""
         return self._lines[-1] if self._lines else "(nothing)"
@@ -103,10 +111,11 @@ def running(*arguments: Any) -> Iterator[NodeProcess]:
 
 def run_live(
     bag: Path, topic: str, duration_s: float, segmenter: Mapping[str, Any], folder: Path, rate: float = 1.0
-) -> Path:
-    """Play a bag to a segmenter and record what arrives in a third process; the recording's path.
+) -> tuple[Path, list[float]]:
+    """Play a bag to a segmenter and record what arrives in a third process.
 
-    Every node is ready before the first cloud is played, so that all that is missing was dropped or lost.
+    Gives the recording's path and the segmenter's memory in MB, once a second. Every node is ready before the first
+    cloud is played, so that all that is missing was dropped or lost.
     """
     arrived = folder / "arrived.mcap"
     arrived.unlink(missing_ok=True)
@@ -121,21 +130,25 @@ def run_live(
         node.wait_for("ready for clouds")
         recorder.wait_for(f"recording {SEGMENTATION_TOPIC}")
         with running("player", playing, {}, folder / "player.log") as player:
-            _watch(player, duration_s / rate)
+            memory_mb = _watch(player, node, duration_s / rate)
         time.sleep(LAST_WORDS_S)
-    return arrived
+    return arrived, memory_mb
 
 
-def _watch(player: NodeProcess, duration_s: float) -> None:
-    """Show a bar until the player has played everything."""
+def _watch(player: NodeProcess, segmenter: NodeProcess, duration_s: float) -> list[float]:
+    """Show a bar until the player has played everything; the segmenter's memory once a second."""
     start = time.monotonic()
+    memory_mb: list[float] = []
     form = "{l_bar}{bar}| {n:.0f}/{total:.0f} s"
     with tqdm(total=duration_s, desc="live", bar_format=form, disable=None, file=sys.stderr) as bar:
         while player.process.poll() is None:
             elapsed_s = time.monotonic() - start
             bar.update(min(elapsed_s, duration_s) - bar.n)
+            if elapsed_s >= len(memory_mb):
+                memory_mb.append(segmenter.memory_mb())
             if elapsed_s > duration_s + START_TIMEOUT_S:
                 raise UserError(f"the player hangs; its last words: {player.last_words()}")
             time.sleep(0.1)
     if player.process.returncode:
         raise UserError(f"the player failed: {player.last_words()}")
+    return memory_mb

@@ -49,7 +49,7 @@ class DiagnosticsPublisher:
     def __init__(self, node: Node, tally: Tally, events: tuple[str, ...], facts: dict[str, str]) -> None:
         """`events` are shown even while they are 0; `facts` do not change."""
         self._node, self._tally, self._events, self._facts = node, tally, events, facts
-        self._received = 0
+        self._last: Counter[str] = Counter()
         self._publisher = node.create_publisher(DiagnosticArray, "/diagnostics", 10)
         self._timer = node.create_timer(1.0, self.publish)
 
@@ -68,12 +68,14 @@ class DiagnosticsPublisher:
         self._publisher.publish(array)
 
     def _judge(self, counts: Counter[str]) -> tuple[bytes, str]:
-        new = counts["received"] - self._received
-        self._received = counts["received"]
+        new, busy = (counts[event] - self._last[event] for event in ("received", "busy"))
+        self._last = counts
         if counts["failed"]:
             return DiagnosticStatus.ERROR, f"{counts['failed']} messages failed; see the log"
         if new == 0:
             return DiagnosticStatus.WARN, "no clouds in the last second"
         if counts["invalid"]:
             return DiagnosticStatus.WARN, f"{counts['invalid']} invalid clouds so far; see the log"
+        if busy > new / 2:
+            return DiagnosticStatus.WARN, f"too slow: {busy} of {new} clouds dropped in the last second"
         return DiagnosticStatus.OK, f"{new} clouds in the last second"

@@ -46,10 +46,11 @@ def test_live_labels_are_those_of_the_offline_command(
         topic = chosen_cloud_topic(bag, None, source)
         # Slow enough that nothing is dropped, so that every cloud is compared.
         rate = 0.2
-        arrived = run_live(path, topic, bag.duration_ns / 1e9, {"model": str(small_model)}, tmp_path, rate)
+        arrived, memory_mb = run_live(path, topic, bag.duration_ns / 1e9, {"model": str(small_model)}, tmp_path, rate)
         arrival = read_arrival(arrived, topic)
         figures = account(bag, topic, arrival)
     assert figures["labelled"] == figures["played"] > 0
+    assert max(memory_mb) > 50
     assert figures["lost"] == figures["changed"] == figures["invalid"] == 0
     main(["segment", str(path), "-o", str(tmp_path / "offline.mcap"), "--model", str(small_model)])
     with open_bag(tmp_path / "offline.mcap") as offline:
