@@ -1,5 +1,6 @@
 """Name, version, dependencies and files of the package, for colcon and pip alike."""
 
+import sys
 from pathlib import Path
 
 from setuptools import find_packages, setup
@@ -38,6 +39,8 @@ setup(
         *shared("launch"),
         *shared("config"),
         *shared("models"),
+        # For `ros2 run` after pip; colcon does not build a wheel and puts the nodes themselves there.
+        *([(f"lib/{NAME}", [f"resource/lib/{node}" for node in NODES])] if "bdist_wheel" in sys.argv else []),
     ],
     install_requires=[
         "setuptools",

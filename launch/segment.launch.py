@@ -2,11 +2,11 @@
 
 import os
 
+import yaml
 from launch import LaunchDescription
 from launch.actions import DeclareLaunchArgument, OpaqueFunction, SetEnvironmentVariable
 from launch.substitutions import LaunchConfiguration
 from launch_ros.actions import Node
-from launch_ros.parameter_descriptions import ParameterValue
 from launch_ros.utilities import make_namespace_absolute, prefix_namespace
 
 from lidar_semseg_ros.formats.config_files import package_share
@@ -30,7 +30,6 @@ PROFILES = {
     "FASTDDS_DEFAULT_PROFILES_FILE": str(SHARE / "config" / "rmw" / "fastdds.xml"),  # from Kilted on
     "CYCLONEDDS_URI": (SHARE / "config" / "rmw" / "cyclonedds.xml").as_uri(),
 }
-PARAMETERS = {"model": str, "device": str, "bag": str, "rate": float, "loop": bool}
 
 
 def nodes(context):
@@ -39,8 +38,7 @@ def nodes(context):
 
     def chosen(*names):
         # An argument left empty is no parameter, so that the node's own default holds.
-        typed = {name: ParameterValue(LaunchConfiguration(name), value_type=PARAMETERS[name]) for name in names}
-        return {name: value for name, value in typed.items() if given[name]}
+        return {name: given[name] for name in names if given[name]}
 
     def node(executable, parameters, **more):
         return Node(
@@ -60,14 +58,15 @@ def nodes(context):
     if given["bag"]:
         # The first cloud waits for the model to be loaded, and for the recorder.
         ready = {"wait_for_subscribers": 2 if given["record"] else 1}
-        actions.append(node("player", [{**chosen("bag", "rate", "loop"), **ready}]))
+        timing = {name: yaml.safe_load(value) for name, value in chosen("rate", "loop").items()}
+        actions.append(node("player", [{"bag": given["bag"], **timing, **ready}]))
     if given["record"]:
         outer = context.launch_configurations.get("ros_namespace")
         inside = make_namespace_absolute(prefix_namespace(outer, given["namespace"])) or ""
         outputs = [f"{inside.rstrip('/')}/segmenter/output/{name}" for name in ("pointcloud/segmentation", "class_map")]
         topics = ",".join([given["points"], *outputs])
-        file = ParameterValue(LaunchConfiguration("record"), value_type=str)
-        actions.append(node("recorder", [{"file": file, "topics": topics, **clock}]))
+        # On the wall clock: /clock would start only after the recorder, and with it the recorder's timer.
+        actions.append(node("recorder", [{"file": given["record"], "topics": topics}]))
     return actions
 
 

@@ -96,6 +96,8 @@ def _imports(tree: ast.AST) -> list[tuple[ast.AST, str]]:
     for node in ast.walk(tree):
         if isinstance(node, ast.Import):
             found += [(node, alias.name) for alias in node.names]
+        elif isinstance(node, ast.ImportFrom) and node.module == PACKAGE:
+            found += [(node, f"{PACKAGE}.{alias.name}") for alias in node.names]
         elif isinstance(node, ast.ImportFrom):
             found.append((node, "." * node.level + (node.module or "")))
     return found
@@ -112,6 +114,7 @@ def test_imports_go_only_downward() -> None:
         ("core/a.py", "def f():\n    import rosbags", "core imports rosbags"),
         ("cli/a.py", "from lidar_semseg_ros.ros.worker import Worker", "cli imports ros"),
         ("sim/a.py", "from lidar_semseg_ros.formats import bags", "sim imports formats"),
+        ("core/a.py", "from lidar_semseg_ros import ros", "core imports ros"),
         ("network/a.py", "import rclpy", "network imports rclpy"),
         ("network/a.py", "import torch", "before it is needed"),
         ("network/a.py", "from .inputs import prepare", "network imports "),

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import json
 import re
+import shutil
 import subprocess
 import sys
 import xml.etree.ElementTree as ElementTree
@@ -44,20 +46,51 @@ def test_every_ros_package_that_is_imported_is_declared() -> None:
     for path in [*(ROOT / "lidar_semseg_ros" / "ros").glob("*.py"), *(ROOT / "launch").glob("*.py")]:
         found = re.findall(r"^\s*(?:from|import) (\w+)", path.read_text(), re.MULTILINE)
         imported |= {top for top in found if top not in sys.stdlib_module_names}
-    assert imported - {"lidar_semseg_ros", "numpy"} <= declared
+    assert imported - {"lidar_semseg_ros", "numpy", "yaml"} <= declared
 
 
-def test_an_installation_holds_every_file_of_config_launch_and_models(tmp_path: Path) -> None:
+def data_files(command: str) -> dict[str, list[str]]:
+    """What setup.py installs beside the Python modules when it is called with a command."""
     script = (
-        "import runpy, setuptools\n"
-        "setuptools.setup = lambda **said: print(said['data_files'])\n"
+        "import json, runpy, setuptools\n"
+        "setuptools.setup = lambda **said: print(json.dumps(said['data_files']))\n"
         f"runpy.run_path({str(ROOT / 'setup.py')!r})\n"
     )
-    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, cwd=ROOT, check=True)
-    installed = {file for _, files in eval(done.stdout) for file in files}
+    done = subprocess.run([sys.executable, "-c", script, command], capture_output=True, text=True, cwd=ROOT, check=True)
+    return dict(json.loads(done.stdout))
+
+
+def test_an_installation_holds_every_file_of_config_launch_and_models() -> None:
+    installed = {file for files in data_files("install").values() for file in files}
     for folder in ("config", "launch", "models"):
         files = {str(path.relative_to(ROOT)) for path in (ROOT / folder).rglob("*") if path.is_file()}
         assert {file for file in files if "__pycache__" not in file} <= installed
+
+
+def test_after_pip_ros2_run_finds_programs_that_start_those_in_bin(tmp_path: Path) -> None:
+    place = "lib/lidar_semseg_ros"
+    assert place not in data_files("install")  # there, colcon puts the nodes themselves
+    wrappers = [Path(file) for file in data_files("bdist_wheel")[place]]
+    assert sorted(path.name for path in wrappers) == ["player", "recorder", "segmenter"]
+    (tmp_path / "bin").mkdir()
+    (tmp_path / place).mkdir(parents=True)
+    for wrapper in wrappers:
+        program = tmp_path / "bin" / wrapper.name
+        program.write_text(f'#!/bin/sh\necho {wrapper.name} "$@"')
+        program.chmod(0o755)
+        shutil.copy(ROOT / wrapper, tmp_path / place)
+        done = subprocess.run([tmp_path / place / wrapper.name, "--ros-args", "a b"], capture_output=True, text=True)
+        assert done.stdout == f"{wrapper.name} --ros-args a b\n"
+
+
+def test_the_transport_profiles_have_room_for_large_clouds() -> None:
+    folder = package_share() / "config" / "rmw"
+    fast = ElementTree.parse(folder / "fastdds.xml").getroot()
+    assert int(fast.findtext(".//{*}segment_size")) == 64 * 2**20
+    assert fast.find(".//{*}participant").get("is_default_profile") == "true"
+    cyclone = ElementTree.parse(folder / "cyclonedds.xml").getroot()
+    # A smallest size above what Linux grants would keep every node from starting.
+    assert cyclone.find(".//{*}SocketReceiveBufferSize").attrib == {"min": "default", "max": "32MiB"}
 
 
 def test_shipped_class_tables_and_input_settings_can_be_read() -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import sys
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -54,11 +55,11 @@ def run(args: argparse.Namespace) -> None:
     losses: list[float] = []
     with tqdm(total=config.steps, unit="step", file=sys.stderr, disable=None) as bar:
 
-        def on_step(step: int, loss: float, averaged: WaffleIron) -> None:
+        def on_step(step: int, loss: float, finished: Callable[[], WaffleIron]) -> None:
             losses.append(loss)
             bar.update()
             if (step + 1) % SAVE_EVERY == 0:
-                save(averaged, step + 1)
+                save(finished(), step + 1)
                 tqdm.write(f"step {step + 1}: mean loss {np.mean(losses[-SAVE_EVERY:]):.3f}", file=sys.stderr)
 
         save(train(network, inputs, random_views, config, on_step), config.steps)

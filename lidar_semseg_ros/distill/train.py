@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+import copy
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 
 import numpy as np
 import torch
+from torch import nn
 from torch.optim.lr_scheduler import LambdaLR
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 from torch.utils.data import DataLoader, IterableDataset, get_worker_info
@@ -17,6 +20,9 @@ from lidar_semseg_ros.distill.batches import Batch, collate, training_sample
 from lidar_semseg_ros.distill.losses import cross_entropy_and_lovasz
 from lidar_semseg_ros.network.inputs import InputConfig
 from lidar_semseg_ros.network.waffleiron import WaffleIron, WaffleIronConfig
+
+CALIBRATION_BATCHES = 16
+"""Batches over which the statistics of batch norms are taken for the averaged weights."""
 
 LabelledSweeps = Callable[[np.random.Generator], Iterator[tuple[LidarFrame, np.ndarray]]]
 """An endless source of sweeps and labels (N,) uint8, determined by its generator."""
@@ -62,31 +68,62 @@ def train(
     inputs: InputConfig,
     sweeps: LabelledSweeps,
     config: TrainConfig,
-    on_step: Callable[[int, float, WaffleIron], None],
+    on_step: Callable[[int, float, Callable[[], WaffleIron]], None],
 ) -> WaffleIron:
     """Train a network from scratch on an endless stream of labelled sweeps; the averaged weights are returned.
 
-    on_step(step, loss, averaged network) is called after every step.
+    on_step(step, loss, finished) is called after every step; finished() gives a network of the weights so far.
     """
     torch.manual_seed(config.seed)
     device = "cuda" if torch.cuda.is_available() else "cpu"
     model = WaffleIron(network).to(device).train()
-    averaged = AveragedModel(model, multi_avg_fn=get_ema_multi_avg_fn(config.ema), use_buffers=True)
+    averaged = AveragedModel(model, multi_avg_fn=get_ema_multi_avg_fn(config.ema))
     optimiser = torch.optim.AdamW(model.parameters(), lr=config.learning_rate, weight_decay=config.weight_decay)
     schedule = LambdaLR(optimiser, lambda step: warmup_cosine(step, config.warmup, config.steps))
     loader = DataLoader(_Batches(sweeps, inputs, config), batch_size=None, num_workers=config.workers)
+    recent: deque[Batch] = deque(maxlen=CALIBRATION_BATCHES)
+
+    def finished() -> WaffleIron:
+        return calibrated(averaged.module, recent).cpu()
+
     for step, batch in zip(range(config.steps), loader):
-        planes = [type(plane)(*(tensor.to(device) for tensor in plane)) for plane in batch.planes]
-        logits = model(batch.features.to(device), batch.neighbours.to(device), planes)
-        loss = cross_entropy_and_lovasz(logits, batch.labels.to(device))
+        recent.append(batch)
+        loss = cross_entropy_and_lovasz(_logits(model, batch), batch.labels.to(device))
         optimiser.zero_grad()
         loss.backward()
         torch.nn.utils.clip_grad_norm_(model.parameters(), 10.0)
         optimiser.step()
         schedule.step()
         averaged.update_parameters(model)
-        on_step(step, loss.item(), averaged.module)
-    return averaged.module.cpu().eval()
+        on_step(step, loss.item(), finished)
+    return finished()
+
+
+def calibrated(model: WaffleIron, batches: Iterable[Batch]) -> WaffleIron:
+    """Give a copy whose batch norms hold the mean statistics of these batches, ready for inference.
+
+    Averaged weights need statistics of their own: those gathered while training belong to the weights of the moment
+    (Izmailov et al., "Averaging weights leads to wider optima", UAI 2018, section 3.2).
+    """
+    model = copy.deepcopy(model)
+    norms = [module for module in model.modules() if isinstance(module, nn.BatchNorm1d)]
+    usual_momentum = nn.BatchNorm1d(1).momentum
+    for norm in norms:
+        norm.reset_running_stats()
+        norm.momentum = None  # the plain mean of all batches
+    model.train()
+    with torch.no_grad():
+        for batch in batches:
+            _logits(model, batch)
+    for norm in norms:
+        norm.momentum = usual_momentum
+    return model.eval()
+
+
+def _logits(model: WaffleIron, batch: Batch) -> torch.Tensor:
+    device = next(model.parameters()).device
+    planes = [type(plane)(*(tensor.to(device) for tensor in plane)) for plane in batch.planes]
+    return model(batch.features.to(device), batch.neighbours.to(device), planes)
 
 
 def warmup_cosine(step: int, warmup: int, steps: int, floor: float = 0.005) -> float:

@@ -10,6 +10,9 @@ import numpy as np
 from lidar_semseg_ros.core.classes import ClassTable
 
 BACKGROUND = (18, 20, 24)
+NEAREST_M = 0.5
+RELIEF_PX, RELIEF_STRENGTH = 2, 12.0
+IMAGE_DIMMED_TO, OVERLAY_OPACITY = 0.55, 0.65
 
 
 def birds_eye(
@@ -24,7 +27,8 @@ def birds_eye(
     scale = size_px / (2 * half_extent_m)
     row = np.floor((half_extent_m - xyz[shown, 0]) * scale).astype(np.int64)
     column = np.floor((half_extent_m - xyz[shown, 1]) * scale).astype(np.int64)
-    return _splat(row, column, xyz[shown, 2], color[shown], size_px, size_px, radius=1)
+    seen = _topmost(row, column, xyz[shown, 2], (size_px, size_px), radius_px=1)
+    return _painted(np.full((size_px, size_px, 3), BACKGROUND, np.uint8), seen, color[shown])
 
 
 def perspective(
@@ -37,56 +41,84 @@ def perspective(
     height_px: int = 600,
     below_m: float = np.inf,
 ) -> np.ndarray:
-    """Draw points as seen from back_m behind and up_m above the sensor, looking at it: (height, width, 3) uint8."""
+    """Draw points as seen from back_m behind and up_m above the sensor, looking at it: (height, width, 3) uint8.
+
+    Edges are darkened where something nearer lies beside them (eye-dome lighting, Boucheny 2009), so that things of one
+    colour stand out from each other.
+    """
     shown = np.isfinite(xyz).all(axis=1) & (xyz[:, 2] < below_m) & (xyz != 0).any(axis=1)
     eye = np.array([-back_m, 0.0, up_m])
     forward = -eye / np.linalg.norm(eye)
     right = np.array([0.0, -1.0, 0.0])
     down = np.cross(forward, right)
-    seen = (xyz[shown] - eye) @ np.stack([right, down, forward], axis=1)
-    front = seen[:, 2] > 0.5
-    seen, color = seen[front], color[shown][front]
+    right_down_forward = (xyz[shown] - eye) @ np.stack([right, down, forward], axis=1)
+    front = right_down_forward[:, 2] > NEAREST_M
+    (x, y, depth_m), color = right_down_forward[front].T, color[shown][front]
     focal_px = 0.9 * width_px
-    column = np.floor(width_px / 2 + focal_px * seen[:, 0] / seen[:, 2]).astype(np.int64)
-    row = np.floor(height_px / 2 + focal_px * seen[:, 1] / seen[:, 2]).astype(np.int64)
-    shade = np.clip(1.25 - seen[:, 2:3] / (3.0 * np.hypot(back_m, up_m)), 0.35, 1.0)
-    return _splat(row, column, -seen[:, 2], (color * shade).astype(np.uint8), height_px, width_px, radius=1)
+    column = np.floor(width_px / 2 + focal_px * x / depth_m).astype(np.int64)
+    row = np.floor(height_px / 2 + focal_px * y / depth_m).astype(np.int64)
+    seen = _topmost(row, column, -depth_m, (height_px, width_px), radius_px=1)
+    picture = _painted(np.full((height_px, width_px, 3), BACKGROUND, np.uint8), seen, color)
+    drawn = seen >= 0
+    depth_map_m = np.full(seen.shape, np.inf)
+    depth_map_m[drawn] = depth_m[seen[drawn]]
+    dusk = np.clip(1.25 - depth_map_m / (3.0 * np.hypot(back_m, up_m)), 0.35, 1.0)
+    picture[drawn] = (picture * (dusk * _relief(depth_map_m))[..., None])[drawn]
+    return picture
 
 
 def overlay(
     pixels: np.ndarray, uv_px: np.ndarray, depth_m: np.ndarray, color: np.ndarray, radius_px: int = 2
 ) -> np.ndarray:
-    """Draw (M,) projected points over a dimmed image, the nearest on top; points outside the image are cut off."""
-    height, width = pixels.shape[:2]
+    """Draw (M,) projected points over a dimmed image that shines through, the nearest on top.
+
+    Points outside the image are cut off.
+    """
     column, row = np.rint(uv_px).astype(np.int64).T
-    dimmed = (pixels * 0.55).astype(np.uint8)
-    return _splat(row, column, -depth_m, color, height, width, radius_px, background=dimmed)
+    seen = _topmost(row, column, -depth_m, pixels.shape[:2], radius_px)
+    dimmed = pixels * IMAGE_DIMMED_TO
+    mixed = OVERLAY_OPACITY * _painted(dimmed, seen, color) + (1 - OVERLAY_OPACITY) * pixels
+    return np.where((seen >= 0)[..., None], mixed, dimmed).astype(np.uint8)
 
 
-def _splat(
-    row: np.ndarray,
-    column: np.ndarray,
-    priority: np.ndarray,
-    color: np.ndarray,
-    height: int,
-    width: int,
-    radius: int,
-    background: np.ndarray | None = None,
+def _topmost(
+    row: np.ndarray, column: np.ndarray, priority: np.ndarray, size: tuple[int, int], radius_px: int
 ) -> np.ndarray:
-    """Draw squares of 2·radius + 1 pixels; where they meet, the higher priority is seen."""
-    picture = np.empty((height, width, 3), np.uint8)
-    picture[:] = BACKGROUND if background is None else background
+    """Find which point each pixel of (height, width) shows, -1 for none: of those near it, that of highest priority.
+
+    A point covers a square of 2·radius_px + 1 pixels.
+    """
+    height, width = size
     order = np.argsort(priority, kind="stable")
-    row, column, color = row[order], column[order], color[order]
+    row, column = row[order], column[order]
     on_top = np.full(height * width, -1, np.int64)
-    for down in range(-radius, radius + 1):
-        for across in range(-radius, radius + 1):
+    for down in range(-radius_px, radius_px + 1):
+        for across in range(-radius_px, radius_px + 1):
             r, c = row + down, column + across
             inside = np.flatnonzero((r >= 0) & (r < height) & (c >= 0) & (c < width))
             np.maximum.at(on_top, r[inside] * width + c[inside], inside)
-    drawn = on_top >= 0
-    picture.reshape(-1, 3)[drawn] = color[on_top[drawn]]
-    return picture
+    return np.where(on_top >= 0, order[on_top], -1).reshape(height, width) if len(order) else on_top.reshape(size)
+
+
+def _painted(picture: np.ndarray, seen: np.ndarray, color: np.ndarray) -> np.ndarray:
+    """Colour those pixels of a picture that show a point."""
+    painted = picture.copy()
+    painted[seen >= 0] = color[seen[seen >= 0]]
+    return painted
+
+
+def _relief(depth_m: np.ndarray) -> np.ndarray:
+    """Shade (H, W) depths, inf for nothing, by how much nearer their surroundings are: 1 = not at all, down to 0."""
+    log_depth = np.log2(depth_m)
+    padded = np.pad(log_depth, RELIEF_PX, constant_values=np.inf)
+    height, width = depth_m.shape
+    nearer = np.zeros(depth_m.shape)
+    steps = (0, RELIEF_PX, 2 * RELIEF_PX)
+    for down, across in ((d, a) for d in steps for a in steps if (d, a) != (RELIEF_PX, RELIEF_PX)):
+        beside = padded[down : down + height, across : across + width]
+        with np.errstate(invalid="ignore"):
+            nearer += np.fmax(log_depth - beside, 0)
+    return np.exp(-RELIEF_STRENGTH * nearer / 8)
 
 
 def side_by_side(pictures: Sequence[np.ndarray], gap_px: int = 8) -> np.ndarray:

@@ -163,3 +163,13 @@ def test_random_views_come_from_every_lidar_and_are_endless() -> None:
     assert all(
         len(frame) == len(labels) for frame, labels in islice(random_views(np.random.default_rng(1), "VLP-16"), 9)
     )
+
+
+def test_class_ids_of_the_simulator_are_those_of_indoor17() -> None:
+    from lidar_semseg_ros.formats.config_files import class_table
+    from lidar_semseg_ros.sim import furniture
+
+    constants = {"CABINET": "cabinet_shelf"}
+    for class_id, name in enumerate(class_table("indoor17").names):
+        constant = next((key for key, said in constants.items() if said == name), name.upper())
+        assert getattr(furniture, constant) == class_id
