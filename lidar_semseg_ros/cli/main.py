@@ -7,7 +7,7 @@ import importlib
 import logging
 import sys
 
-from lidar_semseg_ros.core.errors import UserError
+from lidar_semseg_ros.core.errors import UserError, missing_package
 
 COMMANDS = {
     "demo": "run everything live on a simulated (or your own) recording and show the result",
@@ -29,21 +29,27 @@ def main(argv: list[str] | None = None) -> None:
     """Run the command line; exit status 2 with one line on stderr for what the user can mend."""
     argv = sys.argv[1:] if argv is None else argv
     parser = argparse.ArgumentParser(prog="lidar-semseg", description="Live semantic segmentation of lidar.")
-    subparsers = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
-    for name, text in COMMANDS.items():
-        subparser = subparsers.add_parser(name, help=text, description=text[0].upper() + text[1:] + ".")
-        # Only the module of the command that runs is imported: most pull in heavy libraries.
-        if name in argv[:1]:
-            importlib.import_module(f"lidar_semseg_ros.cli.{name}_command").add_arguments(subparser)
-    args = parser.parse_args(argv)
     logging.basicConfig(level=logging.WARNING, format="%(levelname)s: %(message)s")
+    subparsers = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
     try:
+        for name, text in COMMANDS.items():
+            subparser = subparsers.add_parser(name, help=text, description=text[0].upper() + text[1:] + ".")
+            # Only the module of the command that runs is imported: most pull in heavy libraries.
+            if name in argv[:1]:
+                importlib.import_module(f"lidar_semseg_ros.cli.{name}_command").add_arguments(subparser)
+        args = parser.parse_args(argv)
         importlib.import_module(f"lidar_semseg_ros.cli.{args.command}_command").run(args)
+    except ModuleNotFoundError as error:
+        _end(missing_package(error))
     except UserError as error:
-        print(f"error: {error}", file=sys.stderr)
-        sys.exit(2)
+        _end(error)
     except KeyboardInterrupt:
         sys.exit(130)
+
+
+def _end(error: UserError) -> None:
+    print(f"error: {error}", file=sys.stderr)
+    sys.exit(2)
 
 
 if __name__ == "__main__":

@@ -37,7 +37,8 @@ def pictures_of(bag: Bag, labelled: Mapping[int, CloudContent], classes: ClassTa
         exact = birds_eye(frame.xyz, classes.palette()[truth], half_extent_m=extent_m, below_m=below_m)
         views.append(titled(exact, "exact labels"))
     above = side_by_side(views)
-    found = [int(i) for i in np.unique(class_id) if i != UNLABELLED]
+    shown = class_id if truth is None else np.concatenate([class_id, truth])
+    found = [int(i) for i in np.unique(shown) if i != UNLABELLED]
     above = np.concatenate([above, legend(classes, found, above.shape[1])])
     behind = perspective(frame.xyz, color, back_m=0.7 * extent_m, up_m=0.6 * extent_m, below_m=below_m)
     pictures = [

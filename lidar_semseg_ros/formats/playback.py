@@ -21,7 +21,7 @@ class PlaybackConfig:
     remap: str = setting("", "other names for topics, as from:=to, comma-separated")
     clock: bool = setting(True, "publish the recording's time on /clock")
     wait_for_subscribers: int = setting(
-        0, "do not start before every cloud topic has so many subscribers; 0 starts at once", minimum=0, maximum=100
+        0, "do not start before a cloud topic has so many subscribers; 0 starts at once", minimum=0, maximum=100
     )
 
 

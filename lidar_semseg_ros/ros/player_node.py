@@ -82,9 +82,9 @@ class PlayerNode(Node):
 
     def _wait_for_subscribers(self) -> None:
         clouds = [self._outlets[topic] for topic, kind in self._topics.items() if kind == POINT_CLOUD]
-        while not self._stopping.is_set() and any(
-            publisher.get_subscription_count() < self._config.wait_for_subscribers for publisher in clouds
-        ):
+        while clouds and not self._stopping.is_set():
+            if max(publisher.get_subscription_count() for publisher in clouds) >= self._config.wait_for_subscribers:
+                break
             self._stopping.wait(0.05)
 
     def _play_once(self) -> None:

@@ -9,7 +9,7 @@ import rclpy
 from rclpy.executors import ExternalShutdownException, SingleThreadedExecutor
 from rclpy.node import Node
 
-from lidar_semseg_ros.core.errors import UserError
+from lidar_semseg_ros.core.errors import UserError, missing_package
 
 
 def run_node(make_node: Callable[[], Node], argv: list[str] | None = None) -> int:
@@ -24,8 +24,9 @@ def run_node(make_node: Callable[[], Node], argv: list[str] | None = None) -> in
         executor = SingleThreadedExecutor()
         executor.add_node(node)
         executor.spin()
-    except UserError as error:
-        print(f"error: {error}", file=sys.stderr)
+    except (UserError, ModuleNotFoundError) as error:
+        said = missing_package(error) if isinstance(error, ModuleNotFoundError) else error
+        print(f"error: {said}", file=sys.stderr)
         return 2
     except (KeyboardInterrupt, ExternalShutdownException):
         pass

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 
+from rclpy.clock import Clock, ClockType
 from rclpy.node import Node
 from rclpy.qos import DurabilityPolicy, QoSProfile
 
@@ -38,7 +39,9 @@ class RecorderNode(Node):
         if not config.file or not self._wanted:
             raise UserError("nothing to record; set the parameters 'file' and 'topics'")
         self._writer = BagWriter(Path(config.file).expanduser())
-        self._timer = self.create_timer(DISCOVERY_PERIOD_S, self._discover)
+        # Steady, for with use_sim_time the ROS clock stands still until somebody plays, who may wait for the recorder.
+        steady = Clock(clock_type=ClockType.STEADY_TIME)
+        self._timer = self.create_timer(DISCOVERY_PERIOD_S, self._discover, clock=steady)
 
     def _discover(self) -> None:
         for topic in list(self._wanted):

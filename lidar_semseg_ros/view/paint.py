@@ -11,7 +11,6 @@ from lidar_semseg_ros.core.classes import ClassTable
 
 BACKGROUND = (18, 20, 24)
 NEAREST_M = 0.5
-RELIEF_PX, RELIEF_STRENGTH = 2, 12.0
 IMAGE_DIMMED_TO, OVERLAY_OPACITY = 0.55, 0.65
 
 
@@ -41,11 +40,7 @@ def perspective(
     height_px: int = 600,
     below_m: float = np.inf,
 ) -> np.ndarray:
-    """Draw points as seen from back_m behind and up_m above the sensor, looking at it: (height, width, 3) uint8.
-
-    Edges are darkened where something nearer lies beside them (eye-dome lighting, Boucheny 2009), so that things of one
-    colour stand out from each other.
-    """
+    """Draw points as seen from back_m behind and up_m above the sensor, looking at it: (height, width, 3) uint8."""
     shown = np.isfinite(xyz).all(axis=1) & (xyz[:, 2] < below_m) & (xyz != 0).any(axis=1)
     eye = np.array([-back_m, 0.0, up_m])
     forward = -eye / np.linalg.norm(eye)
@@ -57,14 +52,10 @@ def perspective(
     focal_px = 0.9 * width_px
     column = np.floor(width_px / 2 + focal_px * x / depth_m).astype(np.int64)
     row = np.floor(height_px / 2 + focal_px * y / depth_m).astype(np.int64)
+    dusk = np.clip(1.25 - depth_m / (3.0 * np.hypot(back_m, up_m)), 0.35, 1.0)
     seen = _topmost(row, column, -depth_m, (height_px, width_px), radius_px=1)
-    picture = _painted(np.full((height_px, width_px, 3), BACKGROUND, np.uint8), seen, color)
-    drawn = seen >= 0
-    depth_map_m = np.full(seen.shape, np.inf)
-    depth_map_m[drawn] = depth_m[seen[drawn]]
-    dusk = np.clip(1.25 - depth_map_m / (3.0 * np.hypot(back_m, up_m)), 0.35, 1.0)
-    picture[drawn] = (picture * (dusk * _relief(depth_map_m))[..., None])[drawn]
-    return picture
+    empty = np.full((height_px, width_px, 3), BACKGROUND, np.uint8)
+    return _painted(empty, seen, (color * dusk[:, None]).astype(np.uint8))
 
 
 def overlay(
@@ -97,7 +88,7 @@ def _topmost(
             r, c = row + down, column + across
             inside = np.flatnonzero((r >= 0) & (r < height) & (c >= 0) & (c < width))
             np.maximum.at(on_top, r[inside] * width + c[inside], inside)
-    return np.where(on_top >= 0, order[on_top], -1).reshape(height, width) if len(order) else on_top.reshape(size)
+    return np.append(order, -1)[on_top].reshape(size)
 
 
 def _painted(picture: np.ndarray, seen: np.ndarray, color: np.ndarray) -> np.ndarray:
@@ -105,20 +96,6 @@ def _painted(picture: np.ndarray, seen: np.ndarray, color: np.ndarray) -> np.nda
     painted = picture.copy()
     painted[seen >= 0] = color[seen[seen >= 0]]
     return painted
-
-
-def _relief(depth_m: np.ndarray) -> np.ndarray:
-    """Shade (H, W) depths, inf for nothing, by how much nearer their surroundings are: 1 = not at all, down to 0."""
-    log_depth = np.log2(depth_m)
-    padded = np.pad(log_depth, RELIEF_PX, constant_values=np.inf)
-    height, width = depth_m.shape
-    nearer = np.zeros(depth_m.shape)
-    steps = (0, RELIEF_PX, 2 * RELIEF_PX)
-    for down, across in ((d, a) for d in steps for a in steps if (d, a) != (RELIEF_PX, RELIEF_PX)):
-        beside = padded[down : down + height, across : across + width]
-        with np.errstate(invalid="ignore"):
-            nearer += np.fmax(log_depth - beside, 0)
-    return np.exp(-RELIEF_STRENGTH * nearer / 8)
 
 
 def side_by_side(pictures: Sequence[np.ndarray], gap_px: int = 8) -> np.ndarray:

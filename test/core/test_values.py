@@ -7,7 +7,7 @@ import pytest
 
 from lidar_semseg_ros.core.camera import PinholeCamera
 from lidar_semseg_ros.core.classes import UNLABELLED_COLOR, ClassTable
-from lidar_semseg_ros.core.errors import UserError
+from lidar_semseg_ros.core.errors import UserError, missing_package
 from lidar_semseg_ros.core.frame import UNLABELLED, CameraImage, LidarFrame, PointLabels
 from lidar_semseg_ros.core.geometry import (
     invert_rigid,
@@ -147,3 +147,9 @@ def test_metrics_by_hand() -> None:
 def test_metrics_of_nothing_are_not_a_number() -> None:
     empty = confusion_matrix(np.uint8([255, 255]), np.uint8([0, 1]), 2)
     assert np.isnan(mean_iou(empty)) and np.isnan(overall_accuracy(empty))
+
+
+def test_a_missing_package_names_the_extra_that_brings_it() -> None:
+    said = str(missing_package(ModuleNotFoundError("No module named 'torch.nn'", name="torch.nn")))
+    assert "torch" in said and "lidar_semseg_ros[torch]" in said
+    assert "install other" in str(missing_package(ModuleNotFoundError(name="other.part")))
