@@ -10,7 +10,7 @@ from typing import Any
 
 import numpy as np
 
-from lidar_semseg_ros.cli.live import LATENCY_TOPIC, STAGE_TOPIC, STAGES
+from lidar_semseg_ros.cli.live import LATENCY_TOPIC, STAGE_TOPIC
 from lidar_semseg_ros.cli.segment_command import CLASS_MAP_TOPIC, SEGMENTATION_TOPIC
 from lidar_semseg_ros.core.classes import ClassTable
 from lidar_semseg_ros.core.errors import UserError
@@ -18,9 +18,9 @@ from lidar_semseg_ros.core.metrics import confusion_matrix, iou_per_class, mean_
 from lidar_semseg_ros.formats.bags import Bag, open_bag
 from lidar_semseg_ros.formats.dataset import exact_labels
 from lidar_semseg_ros.formats.pointcloud2 import CloudContent, cloud_content, column
+from lidar_semseg_ros.network.segmenter import DROP_CAUSES, STAGES
 from lidar_semseg_ros.view.report import Table
 
-CAUSES = ("busy", "invalid", "failed")
 MEMORY_WARM_UP_S = 10
 
 
@@ -90,7 +90,7 @@ def account(bag: Bag, topic: str, arrival: Arrival) -> dict[str, Any]:
         if answer.stamp_ns in truth:
             confusion += confusion_matrix(truth[answer.stamp_ns], column(answer, "class_id"), classes)
     played, labelled = bag.message_count(topic), len(arrival.labelled)
-    dropped = {cause: arrival.counts.get(cause, 0) for cause in CAUSES}
+    dropped = {cause: arrival.counts.get(cause, 0) for cause in DROP_CAUSES}
     span_s = (max(arrival.labelled_ns.values(), default=0) - min(arrival.labelled_ns.values(), default=0)) / 1e9
     figures: dict[str, Any] = {
         "played": played,
@@ -129,7 +129,7 @@ def tables(figures: dict[str, Any]) -> list[Table]:
     clouds = [
         ["played", str(figures["played"])],
         ["labelled and received", f"{figures['labelled']} ({figures['labelled'] / max(figures['played'], 1):.1%})"],
-        *([f"dropped: {cause}", str(figures[cause])] for cause in CAUSES),
+        *([f"dropped: {cause}", str(figures[cause])] for cause in DROP_CAUSES),
         ["lost on the way", str(figures["lost"])],
         ["with a changed header or point", str(figures["changed"])],
         ["labelled per second", f"{figures['hz']:.2f}"],

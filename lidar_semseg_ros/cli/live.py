@@ -19,8 +19,8 @@ from lidar_semseg_ros.cli.play_command import node_command
 from lidar_semseg_ros.cli.segment_command import CLASS_MAP_TOPIC, SEGMENTATION_TOPIC
 from lidar_semseg_ros.core.errors import UserError
 from lidar_semseg_ros.formats.config_files import package_share
+from lidar_semseg_ros.network.segmenter import STAGES
 
-STAGES = ("convert", "prepare", "network", "finish", "publish", "total")
 STAGE_TOPIC = "/segmenter/debug/processing_time/{}_ms"
 LATENCY_TOPIC = "/segmenter/debug/pipeline_latency_ms"
 START_TIMEOUT_S = 120.0

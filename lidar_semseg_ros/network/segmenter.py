@@ -17,6 +17,10 @@ from lidar_semseg_ros.network.backends import BACKENDS, PRECISIONS, Backend
 from lidar_semseg_ros.network.inputs import prepare, to_points
 
 OUTPUT_LAYOUTS = ("aligned", "autoware", "append")
+STAGES = ("convert", "prepare", "network", "finish", "publish", "total")
+"""The steps of a message that the node times."""
+DROP_CAUSES = ("busy", "invalid", "failed")
+"""Why a cloud may get no labels: a newer one came, it was malformed, labelling it failed."""
 
 
 @dataclass(frozen=True, kw_only=True)

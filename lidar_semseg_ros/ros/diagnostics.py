@@ -9,6 +9,8 @@ import numpy as np
 from diagnostic_msgs.msg import DiagnosticArray, DiagnosticStatus, KeyValue
 from rclpy.node import Node
 
+from lidar_semseg_ros.ros.timers import steady_timer
+
 WINDOW = 100
 """Messages over which percentiles are taken."""
 
@@ -51,7 +53,7 @@ class DiagnosticsPublisher:
         self._node, self._tally, self._events, self._facts = node, tally, events, facts
         self._last: Counter[str] = Counter()
         self._publisher = node.create_publisher(DiagnosticArray, "/diagnostics", 10)
-        self._timer = node.create_timer(1.0, self.publish)
+        self._timer = steady_timer(node, 1.0, self.publish)
 
     def publish(self) -> None:
         """Publish the status now."""

@@ -7,7 +7,6 @@ from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 
-from rclpy.clock import Clock, ClockType
 from rclpy.node import Node
 from rclpy.qos import DurabilityPolicy, QoSProfile
 
@@ -17,6 +16,7 @@ from lidar_semseg_ros.formats.bags import BagWriter
 from lidar_semseg_ros.ros.messages import installed_message
 from lidar_semseg_ros.ros.parameters import declared
 from lidar_semseg_ros.ros.process import run_node
+from lidar_semseg_ros.ros.timers import steady_timer
 
 DISCOVERY_PERIOD_S = 0.2
 
@@ -39,9 +39,7 @@ class RecorderNode(Node):
         if not config.file or not self._wanted:
             raise UserError("nothing to record; set the parameters 'file' and 'topics'")
         self._writer = BagWriter(Path(config.file).expanduser())
-        # Steady, for with use_sim_time the ROS clock stands still until somebody plays, who may wait for the recorder.
-        steady = Clock(clock_type=ClockType.STEADY_TIME)
-        self._timer = self.create_timer(DISCOVERY_PERIOD_S, self._discover, clock=steady)
+        self._timer = steady_timer(self, DISCOVERY_PERIOD_S, self._discover)
 
     def _discover(self) -> None:
         for topic in list(self._wanted):

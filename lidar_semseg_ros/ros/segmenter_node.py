@@ -24,7 +24,7 @@ from lidar_semseg_ros.formats.pointcloud2 import (
     read_cloud,
     visualization_cloud,
 )
-from lidar_semseg_ros.network.segmenter import Segmenter, SegmenterConfig
+from lidar_semseg_ros.network.segmenter import DROP_CAUSES, STAGES, Segmenter, SegmenterConfig
 from lidar_semseg_ros.ros.diagnostics import DiagnosticsPublisher, Tally
 from lidar_semseg_ros.ros.messages import cloud_message
 from lidar_semseg_ros.ros.parameters import declared
@@ -32,8 +32,6 @@ from lidar_semseg_ros.ros.process import run_node
 from lidar_semseg_ros.ros.subscribing import NewestSubscription
 from lidar_semseg_ros.ros.worker import Worker
 
-STAGES = ("convert", "prepare", "network", "finish", "publish", "total")
-EVENTS = ("received", "labelled", "busy", "invalid", "failed")
 MAX_PLAUSIBLE_LATENCY_S = 10.0
 LOG_PERIOD_S = 5.0
 
@@ -55,7 +53,7 @@ class SegmenterNode(Node):
         self._publish_class_map()
         self._tally = Tally()
         facts = {"model": self._segmenter.description.name, "device": self._segmenter.device}
-        self._diagnostics = DiagnosticsPublisher(self, self._tally, EVENTS, facts)
+        self._diagnostics = DiagnosticsPublisher(self, self._tally, ("received", "labelled", *DROP_CAUSES), facts)
         self._worker: Worker[PointCloud2] = Worker(self._work)
         self._segmenter.segment(warm_up_frame())
         self._input = NewestSubscription(self, PointCloud2, "~/input/pointcloud", self._receive)

@@ -9,6 +9,8 @@ from rclpy.node import Node
 from rclpy.qos import QoSProfile, ReliabilityPolicy
 from rclpy.subscription import Subscription
 
+from lidar_semseg_ros.ros.timers import steady_timer
+
 try:
     from rclpy.event_handler import SubscriptionEventCallbacks
 except ImportError:  # Humble
@@ -26,7 +28,7 @@ class NewestSubscription:
         self._node, self._kind, self._topic, self._callback = node, kind, topic, callback
         self._subscription = self._subscribe(ReliabilityPolicy.RELIABLE)
         # A subscription must not be destroyed inside its own event: a timer does it afterwards.
-        self._again = node.create_timer(0.0, self._subscribe_again)
+        self._again = steady_timer(node, 0.0, self._subscribe_again)
         self._again.cancel()
 
     def _subscribe(self, reliability: ReliabilityPolicy) -> Subscription:
