@@ -19,6 +19,9 @@ AXES = {"x": 0, "y": 1, "z": 2}
 PLANE_AXES = {"z": (0, 1), "y": (0, 2), "x": (1, 2)}
 """The (row, column) coordinate axes of the plane that projects along an axis."""
 FEATURES = ("intensity", "x", "y", "z", "radius", "height")
+CROP_STEP = 32
+"""Grids are cropped to a multiple of this, for libraries keep a compiled convolution for every shape they meet: that of
+oneDNN grew by a gigabyte within 200 sweeps of as many shapes."""
 FOV_MARGIN_M = 1e-4
 """Points closer than this to the border of the field of view are left out, as published."""
 
@@ -188,12 +191,19 @@ def grid_cells(xyz: np.ndarray, config: InputConfig, plane: int) -> tuple[np.nda
 
 
 def cropped_plane(row: np.ndarray, column: np.ndarray, grid: tuple[int, int]) -> CroppedPlane:
-    """Crop a grid to the occupied box and one ring around it, as far as the grid reaches."""
+    """Crop a grid to the occupied box and one ring around it, in steps of CROP_STEP, as far as the grid reaches."""
     if len(row) == 0:
         return plane_of_cells(np.empty(0, np.int64), (1, 1))
-    top, left = max(row.min() - 1, 0), max(column.min() - 1, 0)
-    height, width = int(min(row.max() + 2, grid[0]) - top), int(min(column.max() + 2, grid[1]) - left)
+    top, height = _cropped_axis(row, grid[0])
+    left, width = _cropped_axis(column, grid[1])
     return plane_of_cells((row - top) * width + (column - left), (height, width))
+
+
+def _cropped_axis(index: np.ndarray, cells: int) -> tuple[int, int]:
+    """Find the first cell and the number of cells to keep along one axis."""
+    first, end = max(int(index.min()) - 1, 0), min(int(index.max()) + 2, cells)
+    size = min(-(-(end - first) // CROP_STEP) * CROP_STEP, cells)
+    return min(first, cells - size), size
 
 
 def plane_of_cells(cell: np.ndarray, shape: tuple[int, ...]) -> CroppedPlane:

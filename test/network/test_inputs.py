@@ -57,12 +57,15 @@ def test_cells_by_hand() -> None:
     ]
 
 
-def test_crop_keeps_a_ring_of_cells_but_not_beyond_the_grid() -> None:
-    plane = cropped_plane(np.array([0, 3]), np.array([5, 6]), (20, 20))
-    assert plane.weight.shape == (0 + 5, 4)  # rows 0..4 (the grid ends at 0), columns 4..7
-    assert plane.cell.tolist() == [0 * 4 + 1, 3 * 4 + 2]
-    assert plane.weight[0, 1] == np.float32(1 / (1 + 1e-6))
+def test_crop_keeps_a_ring_of_cells_in_steps_of_32_but_not_beyond_the_grid() -> None:
+    plane = cropped_plane(np.array([0, 3]), np.array([75, 106]), (20, 120))
+    # Rows: the grid ends at 0 and has only 20. Columns: 74 … 107 are needed, 34 of them, so 64, and 56 … 119 are there.
+    assert plane.weight.shape == (20, 64)
+    assert plane.cell.tolist() == [0 * 64 + 75 - 56, 3 * 64 + 106 - 56]
+    assert plane.weight[0, 75 - 56] == np.float32(1 / (1 + 1e-6))
     assert np.count_nonzero(plane.weight) == 2
+    within = cropped_plane(np.array([10]), np.array([50]), (200, 200))
+    assert within.weight.shape == (32, 32) and within.cell.tolist() == [1 * 32 + 1]
 
 
 def test_planes_sort_points_by_cell() -> None:

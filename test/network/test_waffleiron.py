@@ -67,7 +67,10 @@ def logits_of(model: WaffleIron, frame: LidarFrame, config: InputConfig = INPUTS
 
 @pytest.mark.parametrize("variant", VARIANTS)
 @pytest.mark.parametrize("spread", [3.9, 1.0], ids=["grid filled to its border", "grid cropped"])
-def test_network_agrees_with_the_published_formulas_written_plainly(variant: str, spread: float) -> None:
+def test_network_agrees_with_the_published_formulas_written_plainly(
+    variant: str, spread: float, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("lidar_semseg_ros.network.inputs.CROP_STEP", 1)
     config, frame = VARIANTS[variant], cloud(150, spread=spread)
     model = random_network(config)
     prepared = prepare(frame, INPUTS)
