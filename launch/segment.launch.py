@@ -65,7 +65,7 @@ def nodes(context):
         inside = make_namespace_absolute(prefix_namespace(outer, given["namespace"])) or ""
         outputs = [f"{inside.rstrip('/')}/segmenter/output/{name}" for name in ("pointcloud/segmentation", "class_map")]
         topics = ",".join([given["points"], *outputs])
-        # On the wall clock: /clock would start only after the recorder, and with it the recorder's timer.
+        # On the wall clock: before the first /clock ROS time is 0, and the class map comes before that.
         actions.append(node("recorder", [{"file": given["record"], "topics": topics}]))
     return actions
 
