@@ -16,8 +16,9 @@ import yaml
 from lidar_semseg_ros.cli.main import COMMANDS, main
 from lidar_semseg_ros.core.options import from_mapping
 from lidar_semseg_ros.formats.config_files import class_table, package_share
+from lidar_semseg_ros.formats.pointcloud2 import LAYOUTS
 from lidar_semseg_ros.network.inputs import InputConfig
-from lidar_semseg_ros.network.segmenter import SegmenterConfig
+from lidar_semseg_ros.network.segmenter import OUTPUT_LAYOUTS, SegmenterConfig
 
 ROOT = Path(__file__).resolve().parents[1]
 MANIFEST = ElementTree.parse(ROOT / "package.xml").getroot()
@@ -99,6 +100,10 @@ def test_shipped_class_tables_and_input_settings_can_be_read() -> None:
     assert class_table("indoor17").names[:16] == class_table("indoor16").names
     for path in (package_share() / "config" / "inputs").glob("*.yaml"):
         InputConfig.from_mapping(yaml.safe_load(path.read_text()), path.name)
+
+
+def test_the_output_layouts_that_can_be_set_are_those_that_can_be_written() -> None:
+    assert tuple(LAYOUTS) == OUTPUT_LAYOUTS
 
 
 def test_the_shipped_parameter_file_holds_only_known_settings() -> None:

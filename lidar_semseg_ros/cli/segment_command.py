@@ -15,9 +15,9 @@ from lidar_semseg_ros.cli.settings import add_settings, config_from
 from lidar_semseg_ros.core.classes import ClassTable
 from lidar_semseg_ros.core.errors import UserError
 from lidar_semseg_ros.core.frame import UNLABELLED
-from lidar_semseg_ros.formats.bags import BagWriter, open_bag, why_no_clouds
+from lidar_semseg_ros.formats.bags import BagWriter, cloud_topics, open_bag, why_no_clouds
 from lidar_semseg_ros.formats.config_files import package_share
-from lidar_semseg_ros.formats.dataset import chosen_cloud_topic, cloud_topics
+from lidar_semseg_ros.formats.dataset import chosen_cloud_topic
 from lidar_semseg_ros.formats.pointcloud2 import cloud_content, labelled_cloud, read_cloud
 from lidar_semseg_ros.network.segmenter import Segmenter, SegmenterConfig
 from lidar_semseg_ros.view.report import text_table

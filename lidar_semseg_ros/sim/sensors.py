@@ -11,6 +11,7 @@ from lidar_semseg_ros.core.camera import PinholeCamera
 from lidar_semseg_ros.core.frame import UNLABELLED, LidarFrame
 from lidar_semseg_ros.core.geometry import quaternion_from_rotation, rotation_from_quaternion
 from lidar_semseg_ros.sim.building import Building
+from lidar_semseg_ros.sim.furniture import LIGHT
 
 GLASS_RETURN = 0.25
 """Share of beams that a window pane sends back at normal incidence; the others go through."""
@@ -211,7 +212,7 @@ def render(
         points[:, 1] * 57.3 + points[:, 2] * 83.9
     )
     light *= 1 + 0.05 * grain
-    light = np.where(building.class_id[triangle] == 12, 1.25, light)
+    light = np.where(building.class_id[triangle] == LIGHT, 1.25, light)
     color = building.color[triangle] * light[:, None]
     color[triangle < 0] = (176, 205, 235)
     color += rng.normal(0, 2.5, color.shape)
