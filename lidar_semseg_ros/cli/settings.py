@@ -19,12 +19,17 @@ def add_settings(parser: argparse.ArgumentParser, config_class: type, leave_out:
             continue
         default = str(entry.default).lower() if entry.kind is bool else entry.default
         parser.add_argument(
-            "--" + entry.name.replace(".", "-").replace("_", "-"),
+            flag_of(entry.name),
             dest="setting:" + entry.name,
             type=_boolean if entry.kind is bool else entry.kind,
             metavar=entry.kind.__name__.upper(),
             help=f"{entry.text} (default: {default!s})".replace("%", "%%"),
         )
+
+
+def flag_of(name: str) -> str:
+    """Give the flag of a setting."""
+    return "--" + name.replace(".", "-").replace("_", "-")
 
 
 def given_settings(args: argparse.Namespace) -> dict[str, Any]:

@@ -11,13 +11,13 @@ from typing import Any
 import numpy as np
 from tqdm import tqdm
 
-from lidar_semseg_ros.cli.settings import add_settings, config_from
+from lidar_semseg_ros.cli.settings import add_settings, config_from, flag_of, given_settings
 from lidar_semseg_ros.core.errors import UserError
-from lidar_semseg_ros.distill.train import TrainConfig, train
+from lidar_semseg_ros.distill.train import TrainConfig, initial_network, train
 from lidar_semseg_ros.formats.config_files import class_table, read_yaml
 from lidar_semseg_ros.network.inputs import InputConfig
-from lidar_semseg_ros.network.model_file import ModelDescription, write_safetensors
-from lidar_semseg_ros.network.waffleiron import WaffleIron, WaffleIronConfig
+from lidar_semseg_ros.network.model_file import ModelDescription, read_safetensors, write_safetensors
+from lidar_semseg_ros.network.waffleiron import WaffleIron, WaffleIronConfig, from_state_dict
 from lidar_semseg_ros.sim.drive import random_views
 
 SAVE_EVERY = 250
@@ -27,6 +27,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Declare the arguments."""
     parser.add_argument("config", type=Path, help="YAML with classes, network and inputs (config/train_*.yaml)")
     parser.add_argument("-o", "--output", type=Path, required=True, help="the .safetensors file to write")
+    parser.add_argument(
+        "--start", type=Path, help="a .safetensors model whose weights are trained on; random otherwise"
+    )
     add_settings(parser, TrainConfig)
 
 
@@ -40,10 +43,24 @@ def run(args: argparse.Namespace) -> None:
     inputs = InputConfig.from_mapping(plan["inputs"], str(args.config))
     network = WaffleIronConfig(inputs=len(inputs.features), outputs=len(classes), **plan["network"])
 
+    model = initial_network(network, config.seed)
+    origin: dict[str, str] = {}
+    if args.start:
+        weights, start = read_safetensors(args.start)
+        if start.classes != classes or start.inputs != inputs:
+            raise UserError(f"{args.start} has other classes or inputs than {args.config}; start from one of its own")
+        model = from_state_dict(network, weights, str(args.start))
+        origin = {"start": start.provenance["command"]}
+
+    started = f" --start {args.start}" if args.start else ""
+    chosen = "".join(f" {flag_of(name)} {value}" for name, value in given_settings(args).items())
+    command = f"lidar-semseg train {args.config} -o {args.output}{started}{chosen}"
+
     def save(model: WaffleIron, steps: int) -> None:
         provenance: dict[str, Any] = {
             "data": "simulated buildings with exact labels (lidar_semseg_ros.sim.drive.random_views)",
-            "command": f"lidar-semseg train {args.config} -o {args.output} --steps {config.steps} --seed {config.seed}",
+            "command": command,
+            **origin,
             "steps": str(steps),
             "licence": "Apache-2.0",
         }
@@ -62,5 +79,5 @@ def run(args: argparse.Namespace) -> None:
                 save(finished(), step + 1)
                 tqdm.write(f"step {step + 1}: mean loss {np.mean(losses[-SAVE_EVERY:]):.3f}", file=sys.stderr)
 
-        save(train(network, inputs, random_views, config, on_step), config.steps)
+        save(train(model, inputs, random_views, config, on_step), config.steps)
     print(f"{args.output}: {config.steps} steps of {config.batch} sweeps")

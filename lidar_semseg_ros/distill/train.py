@@ -63,20 +63,25 @@ class _Batches(IterableDataset[Batch]):
             yield collate(samples)
 
 
+def initial_network(config: WaffleIronConfig, seed: int) -> WaffleIron:
+    """Make a network of random weights; the same seed gives the same weights."""
+    torch.manual_seed(seed)
+    return WaffleIron(config)
+
+
 def train(
-    network: WaffleIronConfig,
+    model: WaffleIron,
     inputs: InputConfig,
     sweeps: LabelledSweeps,
     config: TrainConfig,
     on_step: Callable[[int, float, Callable[[], WaffleIron]], None],
 ) -> WaffleIron:
-    """Train a network from scratch on an endless stream of labelled sweeps; the averaged weights are returned.
+    """Train a network on an endless stream of labelled sweeps; the averaged weights are returned.
 
     on_step(step, loss, finished) is called after every step; finished() gives a network of the weights so far.
     """
-    torch.manual_seed(config.seed)
     device = "cuda" if torch.cuda.is_available() else "cpu"
-    model = WaffleIron(network).to(device).train()
+    model = model.to(device).train()
     averaged = AveragedModel(model, multi_avg_fn=get_ema_multi_avg_fn(config.ema))
     optimiser = torch.optim.AdamW(model.parameters(), lr=config.learning_rate, weight_decay=config.weight_decay)
     schedule = LambdaLR(optimiser, lambda step: warmup_cosine(step, config.warmup, config.steps))

@@ -64,8 +64,32 @@ ROOM_KINDS = {
         "cabinet",
         "sofa",
     ),
+    "open_office": (
+        *(("desk_island",) * 8),
+        "cabinet",
+        "cabinet",
+        "shelf",
+        "shelf",
+        "standing_board",
+        "plant",
+        "plant",
+        "sofa",
+        "meeting_table",
+        "clutter",
+        "clutter",
+        "person",
+        "person",
+        "chair",
+        "television",
+    ),
     "corridor": ("cabinet", "plant", "clutter", "chair", "person", "standing_board", "clutter"),
 }
+
+LOOSE = ("person", "meeting_table", "desk_island", "table", "chair", "standing_board")
+"""Things that mostly stand away from the walls."""
+
+HALLS = ("lobby", "open_office")
+"""Kinds of large rooms, with windows all round, columns and often beams."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -157,9 +181,10 @@ class _Style:
 
 def _floor_plan(rng: Rng, style: _Style) -> tuple[Space, list[Space], dict[int, Door]]:
     """Lay out the corridor along x, rooms above and below it, and a lobby at its end; doors by index of room."""
-    if rng.random() < 0.2:
+    if rng.random() < 0.3:
         half_x, half_y = rng.uniform(5, 13), rng.uniform(4, 9)
-        hall = Space("lobby", -half_x, -half_y, half_x, half_y, float(rng.uniform(2.8, 5.5)))
+        kind = "open_office" if rng.random() < 0.5 else "lobby"
+        hall = Space(kind, -half_x, -half_y, half_x, half_y, float(rng.uniform(2.8, 5.5)))
         return hall, [hall], {}
     length, half = rng.uniform(10, 28), rng.uniform(0.85, 1.7)
     corridor = Space("corridor", 0, -half, length, half, style.height - rng.choice([0.0, 0.25]))
@@ -243,7 +268,7 @@ def _floor_and_ceiling(mesh: Mesh, rng: Rng, style: _Style, space: Space) -> Non
     margin = style.thickness
     width, depth = space.x1 - space.x0 + 2 * margin, space.y1 - space.y0 + 2 * margin
     x, y = (space.x0 + space.x1) / 2, (space.y0 + space.y1) / 2
-    floor = style.floors[0 if space.kind in ("corridor", "lobby") else int(rng.integers(3))]
+    floor = style.floors[0 if space.kind in ("corridor", *HALLS) else int(rng.integers(3))]
     mesh.box(floor, (x, y, -0.05), (width, depth, 0.1))
     mesh.box(style.ceiling, (x, y, space.height + 0.05), (width, depth, 0.1))
     _ceiling_things(mesh, rng, style, space)
@@ -262,7 +287,7 @@ def _ceiling_things(mesh: Mesh, rng: Rng, style: _Style, space: Space) -> None:
                 mesh.prism(lamp, (x, y, space.height - drop - 0.15), 0.2, 0.2, top=0.4)
             else:
                 mesh.box(lamp, (x, y, space.height - 0.03), (1.2, 0.2, 0.07) if long else (0.6, 0.6, 0.05))
-    if style.has_beams or (space.kind == "lobby" and rng.random() < 0.5):
+    if style.has_beams or (space.kind in HALLS and rng.random() < 0.5):
         deep = rng.uniform(0.2, 0.45)
         for x in np.arange(space.x0 + rng.uniform(0.8, 2), space.x1 - 0.3, rng.uniform(2.5, 4.5)):
             y, depth = (space.y0 + space.y1) / 2, space.y1 - space.y0
@@ -306,7 +331,7 @@ def _outer_walls(
             continue
         half = (end[0] - start[0] + end[1] - start[1]) / 2
         openings: list[tuple[float, float, float, float, str]] = []
-        outside = side in ("low", "high") or space.kind == "lobby"
+        outside = side in ("low", "high") or space.kind in HALLS
         if side == "left" and lobby_gap is not None:
             middle = -(start[1] + end[1]) / 2
             openings = [(middle + lobby_gap.y0, middle + lobby_gap.y1, 0.0, min(style.height, 2.6), "gap")]
@@ -431,7 +456,7 @@ def _furnish(mesh: Mesh, rng: Rng, style: _Style, space: Space, way: np.ndarray)
     lane = np.concatenate(steps)
     taken: list[tuple[float, float, float, float]] = []
     area = (space.x1 - space.x0) * (space.y1 - space.y0)
-    if space.kind == "lobby" or (space.kind != "corridor" and rng.random() < 0.15):
+    if space.kind in HALLS or (space.kind != "corridor" and rng.random() < 0.15):
         _columns(mesh, rng, style, space, lane, taken)
     things = list(ROOM_KINDS[space.kind])
     rng.shuffle(things)
@@ -452,7 +477,7 @@ def _furnish(mesh: Mesh, rng: Rng, style: _Style, space: Space, way: np.ndarray)
 
 def _place(rng: Rng, space: Space, name: str, depth: float) -> tuple[float, float, float]:
     x, y = rng.uniform(space.x0, space.x1), rng.uniform(space.y0, space.y1)
-    loose = name in ("person", "meeting_table", "table", "chair", "standing_board") and rng.random() < 0.75
+    loose = name in LOOSE and rng.random() < 0.75
     if loose:
         yaw = rng.uniform(-np.pi, np.pi) if name in ("person", "chair") else rng.choice([0, np.pi / 2])
         return x, y, float(yaw)

@@ -12,11 +12,14 @@ from lidar_semseg_ros.core.frame import CameraImage, LidarFrame
 from lidar_semseg_ros.core.geometry import OPTICAL_FROM_BODY, rigid, rotation_from_rpy
 from lidar_semseg_ros.core.options import setting
 from lidar_semseg_ros.sim.building import Building, make_building
+from lidar_semseg_ros.sim.furniture import CABINET, OTHER, TABLE
 from lidar_semseg_ros.sim.sensors import LIDARS, Scene, render, scan
 
 START_NS = 1_700_000_000_000_000_000
 CAMERA_DELAY_S = 0.033
 VIEWS_PER_BUILDING = 8
+ON_FURNITURE = 0.35
+"""Share of random views whose lidar stands on furniture."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -81,18 +84,36 @@ def drive(config: SimConfig) -> Iterator[SimulatedFrame]:
 
 
 def random_views(rng: np.random.Generator, lidar: str | None = None) -> Iterator[tuple[LidarFrame, np.ndarray]]:
-    """Yield endless single sweeps with exact labels: new buildings, places, heights, tilts and, if None, lidars."""
+    """Yield endless single sweeps with exact labels: new buildings, places, heights, tilts and, if None, lidars.
+
+    Most lidars stand where a robot goes; some stand on a table, a cabinet or a counter, among what lies there.
+    """
     names = list(LIDARS)
     while True:
         building = make_building(rng)
         scene, track = Scene(building), _Track(building)
         for view in range(VIEWS_PER_BUILDING):
-            pose = track.pose(rng.uniform(0, track.length_m)) @ rigid(
-                rotation_from_rpy(*rng.normal(0, 0.02, 2), rng.uniform(-np.pi, np.pi)),
-                np.array([*rng.normal(0, 0.15, 2), rng.uniform(0.25, 1.8)]),
-            )
+            place = place_on_furniture(scene, rng) if rng.random() < ON_FURNITURE else None
+            if place is None:
+                above_floor = np.array([*rng.normal(0, 0.15, 2), rng.uniform(0.25, 1.8)])
+                place = (track.pose(rng.uniform(0, track.length_m)) @ rigid(np.eye(3), above_floor))[:3, 3]
+            pose = rigid(rotation_from_rpy(*rng.normal(0, 0.02, 2), rng.uniform(-np.pi, np.pi)), place)
             model = LIDARS[lidar or names[rng.integers(len(names))]]
             yield scan(scene, model, pose, pose, view, "lidar", int(rng.integers(1000)), rng)
+
+
+def place_on_furniture(scene: Scene, rng: np.random.Generator) -> np.ndarray | None:
+    """Find a place (3,) closely above the top of some furniture with room above it; None where there is none."""
+    building = scene.building
+    height_m, size_m2 = building.triangles[..., 2].max(axis=1), scene.area_m2
+    top = (np.abs(scene.normals[:, 2]) > 0.99) & (height_m > 0.4) & (height_m < 1.3) & (size_m2 > 0.1)
+    for triangle in rng.permutation(np.flatnonzero(top & np.isin(building.class_id, (TABLE, CABINET, OTHER))))[:10]:
+        corner_weights = rng.dirichlet(np.ones(3))
+        place = corner_weights @ building.triangles[triangle] + (0, 0, rng.uniform(0.05, 0.35))
+        range_m, _ = scene.hit(place[None], np.array([[0.0, 0.0, 1.0]]))
+        if range_m[0] > 0.6:
+            return place
+    return None
 
 
 def _camera(index: int, height_m: float) -> Camera:

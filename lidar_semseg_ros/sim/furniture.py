@@ -75,6 +75,9 @@ def table(rng: Rng) -> Thing:
     else:
         for x in (-1, 1):
             mesh.box(surface, (x * (width / 2 - 0.05), 0, height / 2 - 0.02), (0.04, depth * 0.9, height - 0.04))
+    small_things = Mesh()
+    _lay_out(small_things, rng, width, depth)
+    mesh.at(small_things, 0, 0, height)
     return mesh, (width, depth)
 
 
@@ -174,9 +177,55 @@ def desk(rng: Rng) -> Thing:
         mesh.box(metal(rng, DISPLAY), (x, -0.52, height + 0.008), (0.22, 0.18, 0.016))
     seat, _ = chair(rng)
     mesh.at(seat, rng.uniform(-0.2, 0.2), 0.35, yaw=np.pi + rng.uniform(-0.6, 0.6))
-    if rng.random() < 0.4:
-        mesh.box(fabric(rng, OTHER), (width / 2 - 0.2, -0.4, height + 0.05), (0.2, 0.25, 0.1))
+    small_things = Mesh()
+    _lay_out(small_things, rng, width, depth)
+    mesh.at(small_things, 0, -0.4, height)
     return mesh, (width, depth + 1.0)
+
+
+def _lay_out(mesh: Mesh, rng: Rng, width: float, depth: float) -> None:
+    """Put books, boxes, bottles, laptops and pots on a table top of a size, at z = 0."""
+    for _ in range(int(rng.integers(0, 7))):
+        x, y = rng.uniform(-0.45, 0.45) * width, rng.uniform(-0.4, 0.4) * depth
+        yaw, kind = rng.normal(0, 0.4), rng.integers(5)
+        if kind == 0:
+            size = rng.uniform((0.12, 0.1, 0.03), (0.4, 0.3, 0.35))
+            mesh.box(fabric(rng, OTHER), (x, y, size[2] / 2), tuple(size), yaw)
+        elif kind == 1:
+            mesh.prism(metal(rng, OTHER), (x, y, 0), rng.uniform(0.03, 0.06), rng.uniform(0.08, 0.3))
+        elif kind == 2:
+            mesh.box(metal(rng, DISPLAY), (x, y, 0.01), (0.33, 0.23, 0.02), yaw)
+            mesh.box(metal(rng, DISPLAY), (x, y, 0.12), (0.012, 0.32, 0.22), yaw + np.pi / 2, tilt=-0.25)
+        elif kind == 3:
+            for book in range(int(rng.integers(1, 5))):
+                mesh.box(fabric(rng, OTHER), (x, y, 0.015 + 0.03 * book), (0.22, 0.3, 0.03), yaw + rng.normal(0, 0.1))
+        else:
+            mesh.prism(fabric(rng, OTHER), (x, y, 0), 0.06, 0.1, top=1.2)
+            mesh.leaves(
+                painted(rng, VEGETATION, (0.25, 0.38), 0.7, (0.3, 0.65)),
+                rng,
+                np.array([x, y, 0.2]),
+                np.array([0.12, 0.12, 0.12]),
+                60,
+            )
+
+
+def desk_island(rng: Rng) -> Thing:
+    """Make two to six desks back to back, often with screens of cloth between them, as in open-plan offices."""
+    mesh, screen_cloth = Mesh(), fabric(rng, OTHER)
+    pitch, pairs = rng.uniform(1.5, 2.0), int(rng.integers(1, 4))
+    has_screens, height = rng.random() < 0.6, rng.uniform(1.05, 1.5)
+    for pair in range(pairs):
+        x = (pair - (pairs - 1) / 2) * pitch
+        for side in (0, 1):
+            place, _ = desk(rng)
+            mesh.at(place, x, 0.85 if side == 0 else -0.85, yaw=np.pi * side)
+            if rng.random() < 0.2:
+                someone, _ = person(rng)
+                mesh.at(someone, x + 0.5, 1.3 if side == 0 else -1.3, yaw=rng.uniform(-np.pi, np.pi))
+    if has_screens:
+        mesh.box(screen_cloth, (0, 0, height / 2 + 0.2), (pairs * pitch, 0.04, height - 0.4))
+    return mesh, (pairs * pitch, 3.4)
 
 
 def meeting_table(rng: Rng) -> Thing:
@@ -338,6 +387,7 @@ STANDING: dict[str, Callable[[Rng], Thing]] = {
     "cabinet": cabinet,
     "shelf": shelf,
     "desk": desk,
+    "desk_island": desk_island,
     "meeting_table": meeting_table,
     "plant": plant,
     "person": person,

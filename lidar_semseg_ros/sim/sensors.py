@@ -27,7 +27,8 @@ class Scene:
         self.building = building
         edges = building.triangles[:, 1:] - building.triangles[:, :1]
         normals = np.cross(edges[:, 0], edges[:, 1])
-        self.normals = normals / np.maximum(np.linalg.norm(normals, axis=1, keepdims=True), 1e-12)
+        length = np.linalg.norm(normals, axis=1)
+        self.normals, self.area_m2 = normals / np.maximum(length, 1e-12)[:, None], length / 2
         self._everything = EmbreeScene()
         TriangleMesh(self._everything, building.triangles)
         self._solid = np.flatnonzero(~building.glass).astype(np.int32)
@@ -87,6 +88,9 @@ LIDARS = {
     ),
     "XT-32": LidarModel(
         elevations_deg=_spread(15, -16, 32), columns=2000, range_noise_m=0.006, min_range_m=0.05, max_range_m=120
+    ),
+    "PandarQT64": LidarModel(
+        elevations_deg=_spread(52, -52, 64), columns=600, range_noise_m=0.02, min_range_m=0.1, max_range_m=60
     ),
     "Mid-360": LidarModel(
         elevations_deg=(-7.0, 52.0), columns=20000, range_noise_m=0.015, min_range_m=0.1, max_range_m=40, rosette=True

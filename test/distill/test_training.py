@@ -12,7 +12,7 @@ from lidar_semseg_ros.core.frame import UNLABELLED, LidarFrame
 from lidar_semseg_ros.distill.augment import intensity_changed, rings_thinned, turned_flipped_scaled
 from lidar_semseg_ros.distill.batches import collate, training_sample
 from lidar_semseg_ros.distill.losses import cross_entropy_and_lovasz, lovasz_softmax
-from lidar_semseg_ros.distill.train import TrainConfig, calibrated, train, warmup_cosine
+from lidar_semseg_ros.distill.train import TrainConfig, calibrated, initial_network, train, warmup_cosine
 from lidar_semseg_ros.network.inputs import InputConfig, prepare, to_points
 from lidar_semseg_ros.network.waffleiron import WaffleIron, WaffleIronConfig, planes_of
 
@@ -134,7 +134,7 @@ def test_warm_up_rises_and_the_cosine_falls_to_its_floor() -> None:
 def test_training_learns_a_simple_rule_and_the_same_seed_gives_the_same_weights() -> None:
     config = TrainConfig(steps=60, batch=2, max_points=600, warmup=5, ema=0.8, workers=0, learning_rate=5e-3)
     losses: list[float] = []
-    model = train(NETWORK, INPUTS, sweeps, config, lambda step, loss, finished: losses.append(loss))
+    model = train(initial_network(NETWORK, 0), INPUTS, sweeps, config, lambda step, loss, finished: losses.append(loss))
     assert np.mean(losses[-5:]) < 0.4 * losses[0]
     frame, labels = next(islice(sweeps(np.random.default_rng(99)), 1))
     prepared = prepare(frame, INPUTS)
@@ -143,7 +143,7 @@ def test_training_learns_a_simple_rule_and_the_same_seed_gives_the_same_weights(
         logits = model(features, neighbours, planes_of(planes)).numpy()
     assert np.mean(to_points(logits, prepared).class_id == labels) > 0.95
     again: list[float] = []
-    train(NETWORK, INPUTS, sweeps, config, lambda step, loss, finished: again.append(loss))
+    train(initial_network(NETWORK, 0), INPUTS, sweeps, config, lambda step, loss, finished: again.append(loss))
     assert again == losses
 
 

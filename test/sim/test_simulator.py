@@ -11,7 +11,7 @@ from lidar_semseg_ros.core.camera import PinholeCamera
 from lidar_semseg_ros.core.frame import UNLABELLED
 from lidar_semseg_ros.core.geometry import OPTICAL_FROM_BODY, invert_rigid, rigid, transform_points
 from lidar_semseg_ros.sim.building import Building, make_building
-from lidar_semseg_ros.sim.drive import SimConfig, drive, random_views
+from lidar_semseg_ros.sim.drive import SimConfig, drive, place_on_furniture, random_views
 from lidar_semseg_ros.sim.sensors import LIDARS, Scene, beams, render, scan
 from lidar_semseg_ros.sim.shapes import Mesh, Surface
 
@@ -163,6 +163,18 @@ def test_random_views_come_from_every_lidar_and_are_endless() -> None:
     assert all(
         len(frame) == len(labels) for frame, labels in islice(random_views(np.random.default_rng(1), "VLP-16"), 9)
     )
+
+
+def test_a_lidar_on_furniture_stands_closely_above_a_free_table_top() -> None:
+    table, roofed = (7, (2, 0, 0.7), (1.0, 0.6, 0.05), False), (7, (-4, 0, 0.7), (1.0, 0.6, 0.05), False)
+    roof, wall = (9, (-4, 0, 1.1), (1.2, 0.8, 0.05), False), (0, (0, 5, 1), (20, 0.1, 2), False)
+    rng = np.random.default_rng(0)
+    scene = Scene(boxes(table, roofed, roof, wall))
+    places = np.array([place for _ in range(50) if (place := place_on_furniture(scene, rng)) is not None])
+    on_table = np.abs(places[:, 0] - 2) < 0.5
+    assert on_table.any() and (places[on_table, 2] > 0.725).all() and (places[on_table, 2] < 0.725 + 0.36).all()
+    assert (places[~on_table, 2] > 1.125).all(), "not between a board and the one above it"
+    assert place_on_furniture(Scene(boxes(wall)), rng) is None
 
 
 def test_class_ids_of_the_simulator_are_those_of_indoor17() -> None:
