@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 
-from lidar_semseg_ros.core.camera import PinholeCamera
+from lidar_semseg_ros.core.camera import Camera
 from lidar_semseg_ros.core.classes import ClassTable
 from lidar_semseg_ros.core.frame import UNLABELLED, CameraImage
 from lidar_semseg_ros.core.geometry import invert_rigid, rigid, rotation_from_quaternion, transform_points
@@ -79,7 +79,7 @@ def _over_image(bag: Bag, stamp_ns: int, lidar_frame: str, xyz: np.ndarray, colo
     return overlay(image.pixels, uv_px[shown], points[shown, 2], color[shown])
 
 
-def _first_camera(bag: Bag) -> PinholeCamera | None:
+def _first_camera(bag: Bag) -> Camera | None:
     recorded = next(bag.messages(topics_of_type(bag, CAMERA_INFO)[:1] or ["-"]), None)
     return read_camera_info(recorded.message()) if recorded else None
 

@@ -34,29 +34,50 @@ def share_of(package_folder: Path) -> Path:
     raise UserError(f"no folder share/{PACKAGE} above {package_folder}; install the package with pip or colcon")
 
 
+class _Loader(yaml.SafeLoader):  # type: ignore[misc]  # PyYAML comes without types
+    """YAML of which the same key twice is a fault, where the last one would silently win."""
+
+    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
+        seen = set()
+        # Before the keys of `<<` are added, which may be overridden.
+        keys = [key for key, _ in node.value] if isinstance(node, yaml.MappingNode) else []
+        for key in keys:
+            if not isinstance(key, yaml.ScalarNode):
+                continue
+            if (key.tag, key.value) in seen:
+                raise yaml.constructor.ConstructorError(None, None, f"'{key.value}' is there twice", key.start_mark)
+            seen.add((key.tag, key.value))
+        return super().construct_mapping(node, deep)
+
+
 def read_yaml(path: Path) -> dict[str, Any]:
-    """Read a YAML file that holds a mapping; UserError names the file, and the line of a syntax fault."""
+    """Read a YAML file that holds a mapping; UserError names the file, and the line of a fault in the YAML."""
     try:
-        values = yaml.safe_load(path.read_text(encoding="utf-8"))
+        values = yaml.load(path.read_text(encoding="utf-8"), _Loader)
     except (OSError, UnicodeDecodeError) as error:
         raise UserError(f"cannot read {path}: {error}") from error
     except yaml.MarkedYAMLError as error:
         mark = error.problem_mark or error.context_mark
         line = f", line {mark.line + 1}" if mark else ""
         raise UserError(f"{path}{line}: {error.problem or error.context}; mend the YAML") from error
-    except yaml.YAMLError as error:
+    except Exception as error:  # PyYAML lets through what goes wrong in values such as 2001-13-45 or !!bool x
         raise UserError(f"{path}: {error}; mend the YAML") from error
     if not isinstance(values, dict):
         raise UserError(f"{path} must hold 'name: value' lines, but it holds {type(values).__name__}")
     return values
 
 
+def config_file(folder: str, name_or_path: str, what: str) -> Path:
+    """Find a file of config/`folder`: one that comes with the package by its name, any other by its path."""
+    shipped = package_share() / "config" / folder
+    for path in (shipped / f"{name_or_path}.yaml", Path(name_or_path).expanduser()):
+        if path.is_file():
+            return path
+    known = ", ".join(sorted(file.stem for file in shipped.glob("*.yaml")))
+    raise UserError(f"no {what} '{name_or_path}'; give the path of a .yaml file, or one of {known}")
+
+
 def class_table(name_or_path: str) -> ClassTable:
     """Read a class table: one that comes with the package by its name, any other by the path of its .yaml file."""
-    folder = package_share() / "config" / "classes"
-    shipped = folder / f"{name_or_path}.yaml"
-    path = shipped if shipped.is_file() else Path(name_or_path).expanduser()
-    if not path.is_file():
-        known = ", ".join(sorted(file.stem for file in folder.glob("*.yaml")))
-        raise UserError(f"no class table '{name_or_path}'; give the path of a .yaml file, or one of {known}")
+    path = config_file("classes", name_or_path, "class table")
     return ClassTable.from_mapping(read_yaml(path), source=str(path))

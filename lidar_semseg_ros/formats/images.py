@@ -9,11 +9,13 @@ from typing import Any
 
 import numpy as np
 
-from lidar_semseg_ros.core.camera import PinholeCamera
+from lidar_semseg_ros.core.camera import Camera, camera_of_model
 from lidar_semseg_ros.core.errors import UserError
 from lidar_semseg_ros.core.frame import CameraImage
 
 JPEG_QUALITY = 92
+LARGEST_PIXELS = 2**26
+"""What a compressed image may claim to hold, 8192 × 8192: a few bytes could otherwise ask for gigabytes."""
 
 
 class ImageError(UserError):
@@ -47,7 +49,10 @@ def _unpacked(message: Any) -> np.ndarray:
         raise ImageError(
             f"the {encoding} image has step {step}, but {width} pixels take {width * bytes_per_pixel} bytes"
         )
-    data = np.frombuffer(message.data, np.uint8)
+    try:
+        data = np.frombuffer(message.data, np.uint8)
+    except (TypeError, ValueError, BufferError):
+        raise ImageError(f"data must be bytes or an array of them, but it is {type(message.data).__name__}") from None
     if len(data) < height * step:
         raise ImageError(
             f"the {encoding} image has {len(data)} bytes, but height {height} times step {step} is {height * step}"
@@ -122,6 +127,8 @@ def _decompressed(message: Any) -> np.ndarray:
         raise ImageError(f"{described} is a depth map; choose a colour topic")
     try:
         with Image.open(BytesIO(memoryview(message.data)), formats=("JPEG", "PNG")) as picture:
+            if picture.width * picture.height > LARGEST_PIXELS:
+                raise ValueError(f"it claims {picture.width}×{picture.height} pixels, more than {LARGEST_PIXELS}")
             if picture.mode.startswith("I"):
                 return (np.asarray(picture) >> 8).astype(np.uint8)[..., np.newaxis].repeat(3, axis=-1)
             return np.asarray(picture.convert("RGB"))
@@ -138,27 +145,31 @@ def jpeg_bytes(pixels: np.ndarray) -> bytes:
     return file.getvalue()
 
 
-def read_camera_info(message: Any) -> PinholeCamera:
-    """Read the camera of a CameraInfo message of ROS 1 (attributes K, D) or ROS 2 (k, d), for the raw image.
+def read_camera_info(message: Any, rectified: bool = False) -> Camera:
+    """Read the camera of a CameraInfo message of ROS 1 (attributes K, D, P) or ROS 2 (k, d, p).
 
-    UserError for a distortion model other than plumb_bob, and for an image that is binned or cut out, as the
-    camera matrix describes the full one.
+    For the raw image, that is K with its distortion model; for the `rectified` one, P without distortion.
+    UserError names what the camera cannot have: another distortion model or number of coefficients, no focal
+    length or size, values that are not finite; and an image that is binned or cut out, as the matrices describe
+    the full one.
     """
-    matrix, distortion = (message.k, message.d) if hasattr(message, "k") else (message.K, message.D)
-    model = message.distortion_model
-    if model not in ("plumb_bob", "") or len(distortion) not in (0, 4, 5) or (not model and len(distortion)):
-        raise UserError(
-            f"the camera's distortion model is '{model}' with {len(distortion)} coefficients, but only plumb_bob "
-            f"with 4, 5 or none can be read; calibrate with it, or rectify the images"
-        )
+    fields = ("k", "d", "p") if hasattr(message, "k") else ("K", "D", "P")
+    k, d, p = (np.array(getattr(message, name), np.float64) for name in fields)
     if max(message.binning_x, message.binning_y) > 1 or message.roi.x_offset or message.roi.y_offset:
         raise UserError(
             f"the camera info is for a full image, but the image is binned {message.binning_x}×{message.binning_y} "
             f"from pixel ({message.roi.x_offset}, {message.roi.y_offset}); publish it whole"
         )
-    return PinholeCamera(
-        width=message.width,
-        height=message.height,
-        matrix=np.array(matrix, np.float64).reshape(3, 3),
-        distortion=np.pad(np.array(distortion, np.float64), (0, 5 - len(distortion))),
-    )
+    model = message.distortion_model
+    if rectified or (not model and not len(d)):
+        model, d = "plumb_bob", d[:0]
+    try:
+        return camera_of_model(
+            model,
+            width=message.width,
+            height=message.height,
+            matrix=p.reshape(3, 4)[:, :3] if rectified else k.reshape(3, 3),
+            distortion=d,
+        )
+    except UserError as error:
+        raise UserError(f"camera info of '{message.header.frame_id}': {error}") from None

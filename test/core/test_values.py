@@ -1,11 +1,10 @@
-"""Frames, class tables, geometry, cameras, pairing and metrics."""
+"""Frames, class tables, geometry, pairing and metrics."""
 
 from __future__ import annotations
 
 import numpy as np
 import pytest
 
-from lidar_semseg_ros.core.camera import PinholeCamera
 from lidar_semseg_ros.core.classes import UNLABELLED_COLOR, ClassTable
 from lidar_semseg_ros.core.errors import UserError, missing_package
 from lidar_semseg_ros.core.frame import UNLABELLED, CameraImage, LidarFrame, PointLabels
@@ -97,33 +96,6 @@ def test_a_transform_and_its_inverse_cancel() -> None:
     points = np.random.default_rng(1).normal(size=(20, 3))
     assert np.allclose(transform_points(invert_rigid(b_from_a) @ b_from_a, points), points)
     assert np.allclose(transform_points(b_from_a, np.zeros((1, 3))), [[1, -2, 0.5]])
-
-
-def pinhole(**more: object) -> PinholeCamera:
-    matrix = np.array([[100.0, 0, 50], [0, 120, 40], [0, 0, 1]])
-    return PinholeCamera(**{"width": 100, "height": 80, "matrix": matrix, "distortion": np.zeros(5), **more})
-
-
-def test_pinhole_projection_by_hand() -> None:
-    uv_px, shown = pinhole().project(np.array([[0.5, -0.25, 2.0], [0, 0, -1], [9, 0, 1], [0, 0, 0.1]]))
-    assert uv_px[0].tolist() == [75.0, 25.0]
-    assert shown.tolist() == [True, False, False, False]
-
-
-def test_distorted_projection_is_that_of_opencv() -> None:
-    cv2 = pytest.importorskip("cv2", reason="OpenCV is only installed for tests")
-    camera = pinhole(distortion=np.array([-0.28, 0.07, 0.0008, -0.0002, 0.01]))
-    points = np.random.default_rng(2).uniform((-1, -1, 2), (1, 1, 6), (200, 3))
-    uv_px, _ = camera.project(points)
-    expected = cv2.projectPoints(points, np.zeros(3), np.zeros(3), camera.matrix, camera.distortion)[0][:, 0]
-    assert np.abs(uv_px - expected).max() < 1e-9
-
-
-def test_points_beyond_the_fold_of_a_barrel_distortion_are_not_shown() -> None:
-    camera = pinhole(distortion=np.array([-0.3, 0, 0, 0, 0]))
-    # r (1 − 0.3 r²) turns back at r = sqrt(1 / 0.9) = 1.054: a point at r = 1.7 would land near the centre.
-    uv_px, shown = camera.project(np.array([[1.7, 0, 1.0], [0.4, 0, 1.0]]))
-    assert 0 < uv_px[0, 0] < 100 and shown.tolist() == [False, True]
 
 
 def test_the_nearest_stamp_wins_if_it_is_near_enough() -> None:

@@ -46,6 +46,12 @@ def test_this_package_finds_its_own_configuration() -> None:
     assert (package_share() / "config" / "classes").is_dir()
 
 
+def test_keys_that_are_merged_in_may_be_overridden(tmp_path: Path) -> None:
+    path = tmp_path / "a.yaml"
+    path.write_text("base: &base {x: 1, y: 2}\nb: {<<: *base, y: 3}\n")
+    assert read_yaml(path)["b"] == {"x": 1, "y": 3}
+
+
 def test_yaml_is_read_into_a_mapping(tmp_path: Path) -> None:
     path = tmp_path / "a.yaml"
     path.write_text("a: 1\nb: {c: [x, ä]}\n", encoding="utf-8")
@@ -58,6 +64,9 @@ def test_yaml_is_read_into_a_mapping(tmp_path: Path) -> None:
         ("a: 1\nb: [1, 2\nc: 3\n", r"a\.yaml, line 3"),
         ("a: 1\n\tb: 2\n", r"a\.yaml, line 2"),
         ("a: \x07\n", r"a\.yaml"),
+        ("a: {b: 1, c: 2,\n b: 1}\n", r"a\.yaml, line 2: 'b' is there twice"),
+        ("a: 2001-13-45\n", r"a\.yaml: month must be in 1\.\.12"),
+        ("a: " + "[" * 5000, r"a\.yaml: .*recursion"),
         ("- 1\n- 2\n", "holds list"),
         ("", "holds NoneType"),
     ],

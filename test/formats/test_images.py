@@ -209,6 +209,7 @@ def camera_info(**changes: Any) -> SimpleNamespace:
         "distortion_model": "plumb_bob",
         "k": np.array([500.0, 0, 320, 0, 510, 240, 0, 0, 1]),
         "d": np.array([0.1, -0.2, 0.001, 0.002, 0.05]),
+        "p": np.array([450.0, 0, 318, 0, 0, 460, 238, 0, 0, 0, 1, 0]),
         "binning_x": 0,
         "binning_y": 0,
         "roi": SimpleNamespace(x_offset=0, y_offset=0, width=0, height=0),
@@ -224,11 +225,30 @@ def test_camera_info_of_ros2_is_read() -> None:
 
 
 def test_camera_info_of_ros1_is_read() -> None:
-    message = camera_info(K=np.arange(1.0, 10.0), D=np.array([0.1, 0.2, 0.3, 0.4]))
-    del message.k, message.d
+    message = camera_info(K=np.array([4.0, 0, 3, 0, 5, 2, 0, 0, 1]), D=np.array([0.1, 0.2, 0.3, 0.4]), P=np.ones(12))
+    del message.k, message.d, message.p
     camera = read_camera_info(message)
-    assert camera.matrix.tolist() == [[1, 2, 3], [4, 5, 6], [7, 8, 9]]
+    assert camera.matrix.tolist() == [[4, 0, 3], [0, 5, 2], [0, 0, 1]]
     assert camera.distortion.tolist() == [0.1, 0.2, 0.3, 0.4, 0]
+
+
+@pytest.mark.parametrize(
+    ("model", "coefficients", "known_as"),
+    [
+        ("rational_polynomial", 8, "rational_polynomial"),
+        ("equidistant", 4, "equidistant"),
+        ("fisheye", 4, "equidistant"),
+    ],
+)
+def test_cameras_of_other_models_are_read(model: str, coefficients: int, known_as: str) -> None:
+    camera = read_camera_info(camera_info(distortion_model=model, d=array.array("d", range(coefficients))))
+    assert (camera.model, camera.distortion.tolist()) == (known_as, list(range(coefficients)))
+
+
+def test_camera_of_a_rectified_image_is_read_from_the_projection_matrix() -> None:
+    camera = read_camera_info(camera_info(distortion_model="equidistant", d=np.ones(4)), rectified=True)
+    assert camera.matrix.tolist() == [[450, 0, 318], [0, 460, 238], [0, 0, 1]]
+    assert camera.model == "plumb_bob" and not camera.distortion.any()
 
 
 @pytest.mark.parametrize("model", ["plumb_bob", ""])
@@ -239,11 +259,15 @@ def test_camera_without_coefficients_has_no_distortion(model: str) -> None:
 @pytest.mark.parametrize(
     ("changes", "words"),
     [
-        ({"distortion_model": "rational_polynomial", "d": np.zeros(8)}, "'rational_polynomial' with 8 coefficients"),
-        ({"distortion_model": "equidistant", "d": np.zeros(4)}, "'equidistant' with 4"),
-        ({"d": np.zeros(3)}, "'plumb_bob' with 3"),
-        ({"distortion_model": "", "d": np.zeros(5)}, "'' with 5"),
-        ({"k": np.zeros(9)}, "positive focal lengths"),
+        ({"distortion_model": "rational_polynomial"}, "rational_polynomial takes 8 coefficients, but got 5"),
+        ({"distortion_model": "equidistant"}, "equidistant takes 4 coefficients, but got 5"),
+        ({"distortion_model": "omni"}, "'omni' is not known; there are plumb_bob"),
+        ({"d": np.zeros(3)}, "plumb_bob takes 0 or 4 or 5 coefficients, but got 3"),
+        ({"distortion_model": "", "d": np.zeros(5)}, "'' is not known"),
+        ({"d": np.full(5, np.nan)}, "coefficients must be finite"),
+        ({"k": np.zeros(9)}, "camera info of 'camera'.*positive focal lengths"),
+        ({"k": np.full(9, np.nan)}, "3×3 finite numbers"),
+        ({"height": 0}, "640×0"),
         ({"width": 0}, "0×480"),
         ({"binning_x": 2, "binning_y": 2}, "binned 2×2"),
         ({"roi": SimpleNamespace(x_offset=10, y_offset=0)}, r"from pixel \(10, 0\)"),
