@@ -14,6 +14,10 @@ from rclpy.qos import QoSProfile, ReliabilityPolicy
 from sensor_msgs.msg import PointCloud2
 from std_msgs.msg import Float64
 
+from lidar_semseg_ros.core.frame import LidarFrame
+from lidar_semseg_ros.formats.pointcloud2 import cloud_from_frame
+from lidar_semseg_ros.ros.messages import cloud_message
+
 CLOUDS = "/robot/points"
 LABELLED = "/segmenter/output/pointcloud/segmentation"
 
@@ -23,7 +27,7 @@ def spin_until(robot: object, done: Callable[[], bool], timeout_s: float = 30.0)
     deadline = time.monotonic() + timeout_s
     while not done():
         assert time.monotonic() < deadline, "the awaited never came"
-        rclpy.spin_once(robot, timeout_sec=0.05)
+        rclpy.spin_once(robot, executor=getattr(robot, "executor", None), timeout_sec=0.05)
 
 
 def run_node(module: str, *arguments: str) -> subprocess.CompletedProcess[str]:
@@ -36,6 +40,23 @@ def room(points: int = 2000, seed: int = 0) -> np.ndarray:
     """Random points of a room, (N, 3) float32."""
     rng = np.random.default_rng(seed)
     return rng.uniform((-4, -3, -1), (4, 3, 1.5), (points, 3)).astype(np.float32)
+
+
+def good_cloud(stamp_ns: int, points: int = 2000) -> PointCloud2:
+    """A cloud of which every eleventh point has no return."""
+    xyz = room(points, seed=stamp_ns % 1000)
+    xyz[::11] = np.nan
+    return cloud_message(cloud_from_frame(LidarFrame(stamp_ns=stamp_ns, frame_id="velodyne", xyz=xyz)))
+
+
+def call(robot: object, kind: object, name: str, request: object) -> object:
+    """Call a service and give its answer."""
+    client = robot.create_client(kind, name)
+    spin_until(robot, client.service_is_ready)
+    future = client.call_async(request)
+    spin_until(robot, future.done)
+    robot.destroy_client(client)
+    return future.result()
 
 
 class Robot:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import json
 import sys
 from collections import Counter
 from pathlib import Path
@@ -48,14 +47,13 @@ def run(args: argparse.Namespace) -> None:
         durations_ms: dict[str, list[float]] = {"prepare": [], "network": [], "finish": []}
         invalid = 0
         with BagWriter(args.output) as writer:
-            class_map = {"model": segmenter.description.name, **segmenter.classes.to_mapping()}
-            writer.write_json(CLASS_MAP_TOPIC, json.dumps(class_map), bag.start_ns)
+            writer.write_json(CLASS_MAP_TOPIC, segmenter.class_map(), bag.start_ns)
             for recorded in tqdm(
                 bag.messages([topic]), total=bag.message_count(topic), unit="cloud", disable=None, file=sys.stderr
             ):
                 try:
                     content = cloud_content(recorded.message())
-                    frame = read_cloud(content)
+                    frame = read_cloud(content, config.input.fields)
                 except UserError as error:
                     invalid += 1
                     print(f"cloud at {recorded.log_time_ns} dropped: {error}", file=sys.stderr)

@@ -25,9 +25,13 @@ def setting(
     minimum: float | None = None,
     maximum: float | None = None,
     choices: Sequence[str] | None = None,
+    live: bool = False,
 ) -> Any:
-    """Declare a dataclass field that users may set: default, one sentence of help, and what is valid."""
-    metadata = {"text": text, "minimum": minimum, "maximum": maximum, "choices": choices}
+    """Declare a dataclass field that users may set: default, one sentence of help, and what is valid.
+
+    live: it may be changed while the component runs.
+    """
+    metadata = {"text": text, "minimum": minimum, "maximum": maximum, "choices": choices, "live": live}
     return dataclasses.field(default=default, metadata=metadata)
 
 
@@ -42,6 +46,7 @@ class Setting:
     minimum: float | None
     maximum: float | None
     choices: Sequence[str] | None
+    live: bool
 
     def checked(self, value: Any) -> Any:
         """Return the value in this setting's type; UserError says what is valid."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from dataclasses import dataclass, replace
 from itertools import pairwise
 from typing import Any
@@ -10,6 +11,7 @@ import numpy as np
 
 from lidar_semseg_ros.core.errors import UserError
 from lidar_semseg_ros.core.frame import LidarFrame, PointLabels
+from lidar_semseg_ros.core.sensor import FieldNames
 
 UINT8, UINT16, FLOAT32, FLOAT64 = 2, 4, 7, 8
 """The constants of sensor_msgs/PointField that this package writes or asks for."""
@@ -25,6 +27,11 @@ TIME_NAMES = ("t", "time", "timestamp", "time_stamp", "offset_time")
 ABSOLUTE_SECONDS_ABOVE = 1e8
 ABSOLUTE_NANOSECONDS_ABOVE = 1e17
 """Times of day since 1973; no sweep lasts so long, so a larger value cannot be relative to the stamp."""
+
+LARGEST_POINT_STEP = 2**30
+"""Bytes of one point; NumPy takes no element of 2³¹ bytes, and labels come on top."""
+LARGEST_SIZE = 2**32 - 1
+"""What a size in the message can say."""
 
 
 class CloudError(UserError):
@@ -69,16 +76,18 @@ class CloudContent:
         self._check_fields()
         self._check_sizes()
         self._check_coordinates()
+        if not -(2**31) <= self.stamp_ns // 10**9 < 2**31:
+            raise CloudError(f"the stamp is {self.stamp_ns} ns, but a message holds its seconds as int32")
 
     def __len__(self) -> int:
         return self.height * self.width
 
     def _check_fields(self) -> None:
-        names = [field.name for field in self.fields]
+        times_named = Counter(field.name for field in self.fields)
         for field in self.fields:
-            if names.count(field.name) > 1:
+            if times_named[field.name] > 1:
                 raise CloudError(
-                    f"the cloud has {names.count(field.name)} fields named '{field.name}'; names are unique"
+                    f"the cloud has {times_named[field.name]} fields named '{field.name}'; names are unique"
                 )
             if field.datatype not in NUMPY_CODES:
                 raise CloudError(
@@ -92,7 +101,7 @@ class CloudContent:
                 raise CloudError(
                     f"field '{field.name}' ends at byte {field.end} of a point, but point_step is {self.point_step}"
                 )
-        in_order = sorted(self.fields, key=lambda field: field.offset)
+        in_order = sorted((field for field in self.fields if field.count), key=lambda field: field.offset)
         for first, second in pairwise(in_order):
             if first.end > second.offset:
                 raise CloudError(
@@ -103,6 +112,10 @@ class CloudContent:
     def _check_sizes(self) -> None:
         if self.height < 0 or self.width < 0:
             raise CloudError(f"the cloud's height is {self.height} and its width {self.width}; neither can be negative")
+        if self.point_step > LARGEST_POINT_STEP:
+            raise CloudError(f"point_step is {self.point_step}; at most {LARGEST_POINT_STEP} bytes can be read")
+        if self.row_step > LARGEST_SIZE:
+            raise CloudError(f"row_step is {self.row_step}, but a message holds at most {LARGEST_SIZE}")
         if self.row_step < self.width * self.point_step:
             raise CloudError(
                 f"row_step is {self.row_step}, but width {self.width} times point_step {self.point_step} "
@@ -153,26 +166,28 @@ def cloud_content(message: Any) -> CloudContent:
     )
 
 
-def read_cloud(cloud: Any) -> LidarFrame:
+def read_cloud(cloud: Any, names: FieldNames = FieldNames()) -> LidarFrame:
     """Read a CloudContent, or a message that `cloud_content` takes, as a sweep of all its N points in their order.
 
     Values are copied and converted: coordinates and intensity to float32, ring clipped to uint16, and time to
     seconds from the stamp. An integer time is nanoseconds after the stamp, a float is seconds after it; a float64
     above 1e8 is an absolute time in seconds, above 1e17 in nanoseconds (Livox), and NaN for a point that has none.
-    The pair time_sec, time_nsec (Luminar) is absolute.
+    The pair time_sec, time_nsec (Luminar) is absolute. names: the fields that a user wants taken; CloudError where the
+    cloud lacks one of them.
     """
     content = cloud if isinstance(cloud, CloudContent) else cloud_content(cloud)
-    intensity = _first_of(content, INTENSITY_NAMES)
-    ring = _first_of(content, RING_NAMES)
-    return LidarFrame(
-        stamp_ns=content.stamp_ns,
-        frame_id=content.frame_id,
-        xyz=_coordinates(content),
-        intensity=None if intensity is None else _as_float32(intensity),
-        ring=None if ring is None else _clipped_to_uint16(ring),
-        time_s=_times(content),
-        shape=(content.height, content.width),
-    )
+    intensity = _wanted(content, "intensity", names.intensity, INTENSITY_NAMES)
+    ring = _wanted(content, "ring", names.ring, RING_NAMES)
+    with np.errstate(over="ignore", invalid="ignore"):  # any bits may stand for a value that a driver does not know
+        return LidarFrame(
+            stamp_ns=content.stamp_ns,
+            frame_id=content.frame_id,
+            xyz=_coordinates(content),
+            intensity=None if intensity is None else _as_float32(intensity),
+            ring=None if ring is None else _clipped_to_uint16(ring),
+            time_s=_times(content, names.time),
+            shape=(content.height, content.width),
+        )
 
 
 def column(content: CloudContent, name: str) -> np.ndarray:
@@ -203,6 +218,13 @@ def _dtype(field: CloudField, is_bigendian: bool) -> np.dtype:
     return np.dtype(code) if field.count == 1 else np.dtype((code, (field.count,)))
 
 
+def _wanted(content: CloudContent, role: str, chosen: str, usual: tuple[str, ...]) -> np.ndarray | None:
+    """Look at the field the user chose, or else at the first of the usual ones that the cloud has."""
+    if chosen and all(field.name != chosen for field in content.fields):
+        raise CloudError(f"input.fields.{role} is '{chosen}', but the cloud's fields are {_listed(content.fields)}")
+    return _first_of(content, (chosen,) if chosen else usual)
+
+
 def _first_of(content: CloudContent, names: tuple[str, ...]) -> np.ndarray | None:
     """Look at the first of these fields that the cloud has, one number per point, or give None."""
     counts = {field.name: field.count for field in content.fields}
@@ -215,15 +237,13 @@ def _first_of(content: CloudContent, names: tuple[str, ...]) -> np.ndarray | Non
 
 
 def _as_float32(values: np.ndarray) -> np.ndarray:
-    with np.errstate(over="ignore", invalid="ignore"):
-        return values.astype(np.float32).ravel()
+    return values.astype(np.float32).ravel()
 
 
 def _coordinates(content: CloudContent) -> np.ndarray:
     xyz = np.empty((content.height, content.width, 3), np.float32)
-    with np.errstate(over="ignore", invalid="ignore"):
-        for axis, name in enumerate("xyz"):
-            xyz[..., axis] = _view(content, name)
+    for axis, name in enumerate("xyz"):
+        xyz[..., axis] = _view(content, name)
     return xyz.reshape(-1, 3)
 
 
@@ -233,13 +253,13 @@ def _clipped_to_uint16(ring: np.ndarray) -> np.ndarray:
     return ring.astype(np.uint16).ravel()
 
 
-def _times(content: CloudContent) -> np.ndarray | None:
+def _times(content: CloudContent, chosen: str) -> np.ndarray | None:
     """Read the seconds from the stamp to each point, (N,) float32, by the rules of `read_cloud`."""
     seconds, nanoseconds = (_first_of(content, (name,)) for name in ("time_sec", "time_nsec"))
-    if seconds is not None and nanoseconds is not None:
+    if not chosen and seconds is not None and nanoseconds is not None:
         since_stamp_ns = seconds.astype(np.int64) * 10**9 + nanoseconds.astype(np.int64) - content.stamp_ns
         return _as_float32(since_stamp_ns * 1e-9)
-    time = _first_of(content, TIME_NAMES)
+    time = _wanted(content, "time", chosen, TIME_NAMES)
     if time is None:
         return None
     if time.dtype.kind in "iu":
@@ -330,6 +350,16 @@ def visualization_cloud(
     """Lay out x, y, z and the colour of the class, 16 bytes per point, with the header and shape of `content`."""
     _check_lengths(content, frame, labels)
     return _laid_out(content, _COLORED, _coordinate_columns(frame) | {"rgb": _packed_colors(palette, labels)})
+
+
+def filtered_cloud(content: CloudContent, keep: np.ndarray) -> CloudContent:
+    """Keep the points of a mask (N,) bool with all their bytes, as one row; fields and byte order stay."""
+    if keep.shape != (len(content),):
+        raise CloudError(f"a cloud of {len(content)} points got a mask of shape {keep.shape}")
+    step = content.point_step
+    rows = np.ndarray((content.height, content.width), f"V{step}", content.data, 0, (content.row_step, step))
+    points = rows.ravel()[keep] if len(content) else np.empty(0, f"V{step}")
+    return replace(content, height=1, width=len(points), row_step=len(points) * step, data=points.view(np.uint8))
 
 
 def cloud_from_frame(frame: LidarFrame, labels: np.ndarray | None = None) -> CloudContent:

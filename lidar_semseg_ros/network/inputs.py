@@ -37,6 +37,7 @@ class InputConfig:
     neighbours: K, nearest other points in the embedding.
     intensity_mean, intensity_std: subtracted and divided by; a sensor without intensity feeds 0, the mean.
     max_label_distance_m: points farther from the nearest kept point are left UNLABELLED; inf: never, as published.
+    sensor_height_m: of the lidar above the floor in the training data; 0: it varied.
     """
 
     voxel_size_m: float
@@ -49,6 +50,7 @@ class InputConfig:
     intensity_mean: float = 0.0
     intensity_std: float = 1.0
     max_label_distance_m: float = float("inf")
+    sensor_height_m: float = 0.0
 
     def __post_init__(self) -> None:
         if not self.voxel_size_m > 0:
@@ -129,12 +131,17 @@ class NetworkInput:
         return [self.features, self.neighbours, *(array for plane in self.planes for array in plane)]
 
 
-def prepare(frame: LidarFrame, config: InputConfig) -> NetworkInput:
-    """Bring a sweep into the form the network takes; a sweep without a single usable point gives N = 0."""
+def prepare(frame: LidarFrame, config: InputConfig, max_points: int = 0) -> NetworkInput:
+    """Bring a sweep into the form the network takes; a sweep without a single usable point gives N = 0.
+
+    max_points: if positive, of more points than that every so many-th is kept, in the order of their voxels.
+    """
     measured = np.flatnonzero(_usable(frame, config.voxel_size_m))
     xyz = frame.xyz[measured]
     kept = first_per_voxel(xyz, config.voxel_size_m)
     kept = kept[inside_fov(xyz[kept], config)]
+    if 0 < max_points < len(kept):
+        kept = kept[np.linspace(0, len(kept) - 1, max_points).astype(np.int64)]
     kept_xyz = xyz[kept]
     neighbours, nearest = _neighbours_and_nearest(kept_xyz, xyz, config)
     return NetworkInput(

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import hashlib
 import importlib.util
+import json
 import re
 import time
 from dataclasses import dataclass
@@ -13,14 +15,16 @@ import numpy as np
 from lidar_semseg_ros.core.errors import UserError
 from lidar_semseg_ros.core.frame import UNLABELLED, LidarFrame, PointLabels
 from lidar_semseg_ros.core.options import setting
+from lidar_semseg_ros.core.sensor import SensorConfig, normalised
 from lidar_semseg_ros.network.backends import BACKENDS, PRECISIONS, Backend
 from lidar_semseg_ros.network.inputs import prepare, to_points
 
 OUTPUT_LAYOUTS = ("aligned", "autoware", "append")
 STAGES = ("convert", "prepare", "network", "finish", "publish", "total")
 """The steps of a message that the node times."""
-DROP_CAUSES = ("busy", "invalid", "failed")
-"""Why a cloud may get no labels: a newer one came, it was malformed, labelling it failed."""
+DROP_CAUSES = ("busy", "stale", "invalid", "no_transform", "failed")
+"""Why a cloud may get no labels: a newer one came, it was too old, it was malformed, nothing told how the lidar
+stands, labelling it failed."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -32,6 +36,7 @@ class OutputConfig:
         "fields of the labelled cloud: aligned (x y z rgb probability entropy class_id, 28 bytes), autoware "
         "(x y z class_id probability entropy, 21 bytes) or append (the input's bytes and the labels behind them)",
         choices=OUTPUT_LAYOUTS,
+        live=True,
     )
 
 
@@ -44,8 +49,9 @@ class SegmenterConfig:
     precision: str = setting("float32", "arithmetic of the network", choices=PRECISIONS)
     threads: int = setting(0, "CPU threads of the network; 0 lets the library choose", minimum=0, maximum=1024)
     min_score: float = setting(
-        0.0, "points whose class probability is lower are left unlabelled", minimum=0.0, maximum=1.0
+        0.0, "points whose class probability is lower are left unlabelled", minimum=0.0, maximum=1.0, live=True
     )
+    input: SensorConfig = SensorConfig()
     output: OutputConfig = OutputConfig()
 
     def __post_init__(self) -> None:
@@ -64,7 +70,10 @@ class Segmentation:
 
 
 class Segmenter:
-    """A loaded model that labels sweeps one by one; not for two threads at once."""
+    """A loaded model that labels sweeps one by one; not for two threads at once.
+
+    config may be replaced between two sweeps by one that differs in what is live (core/options.py).
+    """
 
     def __init__(self, config: SegmenterConfig, models: Path) -> None:
         """Load the model; `models` is the folder of the shipped ones."""
@@ -78,10 +87,20 @@ class Segmenter:
             raise UserError(f"{self.path} predicts features, not classes; distill it into a model with classes first")
         self.classes = self.description.classes
 
-    def segment(self, frame: LidarFrame) -> Segmentation:
-        """Label every row of a sweep."""
+    def class_map(self) -> str:
+        """Tell as JSON what the class ids mean: id, name and colour of each, and the model and its version."""
+        version = hashlib.sha256(self.path.read_bytes()).hexdigest()[:12]
+        return json.dumps({"model": self.description.name, "version": version, **self.classes.to_mapping()})
+
+    def segment(self, frame: LidarFrame, level_from_lidar: np.ndarray | None = None) -> Segmentation:
+        """Label every row of a sweep.
+
+        level_from_lidar: (4, 4), where the lidar is above the floor; None: as the settings say.
+        """
         start = time.perf_counter()
-        prepared = prepare(frame, self.description.inputs)
+        inputs, sensor = self.description.inputs, self.config.input
+        levelled = normalised(frame, sensor, inputs.sensor_height_m, level_from_lidar)
+        prepared = prepare(levelled, inputs, sensor.max_points)
         ready = time.perf_counter()
         logits = self._backend.logits(prepared) if len(prepared) else np.empty((0, len(self.classes)), np.float32)
         computed = time.perf_counter()

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any, TypeVar
 
-from rcl_interfaces.msg import FloatingPointRange, IntegerRange, ParameterDescriptor
+from rcl_interfaces.msg import FloatingPointRange, IntegerRange, ParameterDescriptor, SetParametersResult
 from rclpy.node import Node
+from rclpy.parameter import Parameter
 
+from lidar_semseg_ros.core.errors import UserError
 from lidar_semseg_ros.core.options import Setting, from_mapping, settings_of, to_mapping
 
 C = TypeVar("C")
@@ -16,7 +19,7 @@ OWNED_BY_ROS = ("use_sim_time", "start_type_description_service", "qos_overrides
 
 
 def declared(node: Node, config_class: type[C]) -> C:
-    """Declare every setting as a read-only parameter and return the config made of what the user set.
+    """Declare every setting as a parameter, read-only but the live ones, and return the config of what the user set.
 
     UserError for a parameter the node does not have and for a value of the wrong type or range.
     """
@@ -33,8 +36,26 @@ def declared(node: Node, config_class: type[C]) -> C:
     return config
 
 
+def follow(node: Node, config: C, apply: Callable[[C], None]) -> None:
+    """Call `apply` with a new config whenever live parameters are set; what it or the config refuses stays unset."""
+    values = to_mapping(config)
+
+    def changed(parameters: list[Parameter]) -> SetParametersResult:
+        new = {parameter.name: parameter.value for parameter in parameters if parameter.name in values}
+        if not new:
+            return SetParametersResult(successful=True)
+        try:
+            apply(from_mapping(type(config), values | new))
+        except UserError as error:
+            return SetParametersResult(successful=False, reason=str(error))
+        values.update(new)
+        return SetParametersResult(successful=True)
+
+    node.add_on_set_parameters_callback(changed)
+
+
 def _descriptor(entry: Setting) -> ParameterDescriptor:
-    descriptor = ParameterDescriptor(description=entry.text, read_only=True)
+    descriptor = ParameterDescriptor(description=entry.text, read_only=not entry.live)
     if entry.choices:
         descriptor.additional_constraints = f"one of {', '.join(entry.choices)}"
     if entry.minimum is not None and entry.kind is int:

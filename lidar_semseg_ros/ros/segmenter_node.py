@@ -1,4 +1,4 @@
-"""The segmenter node: clouds in, labelled clouds out. Wiring only; the work is in formats/ and network/."""
+"""The segmenter node: clouds in, labelled clouds out."""
 
 from __future__ import annotations
 
@@ -7,90 +7,197 @@ import math
 import sys
 import time
 import traceback
+from dataclasses import dataclass
+from functools import cached_property
 
+import numpy as np
 import rclpy
 from rclpy.node import Node
-from rclpy.qos import DurabilityPolicy, QoSProfile
 from sensor_msgs.msg import PointCloud2
-from std_msgs.msg import Float64, String
+from std_msgs.msg import Float64
+from std_srvs.srv import SetBool, Trigger
 
 from lidar_semseg_ros.core.errors import UserError
-from lidar_semseg_ros.core.frame import LidarFrame, PointLabels
+from lidar_semseg_ros.core.frame import LidarFrame
+from lidar_semseg_ros.core.options import setting
+from lidar_semseg_ros.core.sensor import SensorConfig
 from lidar_semseg_ros.formats.config_files import package_share
-from lidar_semseg_ros.formats.pointcloud2 import (
-    CloudContent,
-    cloud_content,
-    labelled_cloud,
-    read_cloud,
-    visualization_cloud,
-)
-from lidar_semseg_ros.network.segmenter import DROP_CAUSES, STAGES, Segmenter, SegmenterConfig
-from lidar_semseg_ros.ros.diagnostics import DiagnosticsPublisher, Tally
-from lidar_semseg_ros.ros.messages import cloud_message
-from lidar_semseg_ros.ros.parameters import declared
+from lidar_semseg_ros.formats.pointcloud2 import CloudContent, cloud_content, read_cloud
+from lidar_semseg_ros.network.plausibility import doubt
+from lidar_semseg_ros.network.segmenter import DROP_CAUSES, STAGES, Segmentation, Segmenter, SegmenterConfig
+from lidar_semseg_ros.ros.diagnostics import DiagnosticsPublisher, GapMeter, Tally
+from lidar_semseg_ros.ros.endpoints import NewestSubscription
+from lidar_semseg_ros.ros.outputs import Outputs
+from lidar_semseg_ros.ros.overlay import Overlay, OverlayConfig
+from lidar_semseg_ros.ros.parameters import declared, follow
 from lidar_semseg_ros.ros.process import run_node
-from lidar_semseg_ros.ros.subscribing import NewestSubscription
+from lidar_semseg_ros.ros.timers import steady_timer
+from lidar_semseg_ros.ros.transforms import NoTransformError, Transforms
 from lidar_semseg_ros.ros.worker import Worker
 
 MAX_PLAUSIBLE_LATENCY_S = 10.0
 LOG_PERIOD_S = 5.0
+ATTEND_PERIOD_S = 0.1
+"""How soon after somebody subscribes to a result the node begins to work."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class LiveSensorConfig(SensorConfig):
+    """What a user says of a lidar that is there now."""
+
+    max_age_s: float = setting(
+        0.0, "clouds that are older when their turn comes are dropped as stale; 0: never", minimum=0.0, live=True
+    )
+    level_frame: str = setting(
+        "",
+        "TF frame whose z axis points up and whose origin lies on the floor, such as base_footprint: tilt and height "
+        "of the lidar are taken from /tf at each stamp; empty: from input.roll, input.pitch and input.sensor_height",
+    )
+
+
+@dataclass(frozen=True, kw_only=True)
+class FilterConfig:
+    """What the filtered cloud leaves out."""
+
+    classes: str = setting(
+        "", "classes that ~/output/pointcloud/filtered leaves out, comma-separated, such as floor,person", live=True
+    )
+
+
+@dataclass(frozen=True, kw_only=True)
+class SegmenterNodeConfig(SegmenterConfig):
+    """Settings of the segmenter node."""
+
+    input: LiveSensorConfig = LiveSensorConfig()
+    filter: FilterConfig = FilterConfig()
+    overlay: OverlayConfig = OverlayConfig()
 
 
 class SegmenterNode(Node):
-    """Labels the newest cloud it has, in one thread; what it could not label is counted by cause."""
+    """Labels the newest cloud it has, in one thread, while somebody wants labels; what it drops is counted by cause."""
 
     def __init__(self) -> None:
         super().__init__("segmenter")
-        self._config = declared(self, SegmenterConfig)
+        self._config = declared(self, SegmenterNodeConfig)
         self._segmenter = Segmenter(self._config, package_share() / "models")
-        self._palette = self._segmenter.classes.palette()
-        self._segmentation = self.create_publisher(PointCloud2, "~/output/pointcloud/segmentation", 2)
-        self._visualization = self.create_publisher(PointCloud2, "~/output/pointcloud/visualization", 1)
+        self._removed = self._ids_of(self._config.filter)
+        self._outputs = Outputs(self, self._segmenter)
+        palette = self._segmenter.classes.palette()
+        self._overlay = Overlay(self, self._config.overlay, palette, lambda: self._transforms)
+        if self._config.input.level_frame:
+            self._transforms  # noqa: B018 - to fail at the start, not at the first cloud
         self._durations = {
             stage: self.create_publisher(Float64, f"~/debug/processing_time/{stage}_ms", 1) for stage in STAGES
         }
         self._latency = self.create_publisher(Float64, "~/debug/pipeline_latency_ms", 1)
-        self._publish_class_map()
-        self._tally = Tally()
+        self._tally, self._gaps = Tally(), GapMeter()
         facts = {"model": self._segmenter.description.name, "device": self._segmenter.device}
-        self._diagnostics = DiagnosticsPublisher(self, self._tally, ("received", "labelled", *DROP_CAUSES), facts)
+        events = ("received", "labelled", *DROP_CAUSES, "missing")
+        self._diagnostics = DiagnosticsPublisher(self, self._tally, events, facts, self._idle)
         self._worker: Worker[PointCloud2] = Worker(self._work)
         self._segmenter.segment(warm_up_frame())
-        self._input = NewestSubscription(self, PointCloud2, "~/input/pointcloud", self._receive)
+        self._enabled = True
+        self._input: NewestSubscription | None = None
+        self._topic = self.resolve_topic_name("~/input/pointcloud")
+        self._last_stamp_ns = 0
+        self.create_service(SetBool, "~/enable", self._enable)
+        self.create_service(Trigger, "~/reset", self._reset)
+        self.create_service(Trigger, "~/dump_timings", self._dump_timings)
+        follow(self, self._config, self._reconfigure)
+        self._attending = steady_timer(self, ATTEND_PERIOD_S, self._attend)
+        self._watching = steady_timer(self, LOG_PERIOD_S, self._watch)
         self.get_logger().info(f"{self._segmenter.path.name} on {self._segmenter.device}: ready for clouds")
 
-    def _publish_class_map(self) -> None:
-        description = self._segmenter.description
-        latched = QoSProfile(depth=1, durability=DurabilityPolicy.TRANSIENT_LOCAL)
-        self._class_map = self.create_publisher(String, "~/output/class_map", latched)
-        text = json.dumps({"model": description.name, **self._segmenter.classes.to_mapping()})
-        self._class_map.publish(String(data=text))
+    @cached_property
+    def _transforms(self) -> Transforms:
+        return Transforms(self, "input.level_frame" if self._config.input.level_frame else "the overlay")
+
+    def _ids_of(self, config: FilterConfig) -> np.ndarray:
+        names = [name.strip() for name in config.classes.split(",") if name.strip()]
+        return np.array([self._segmenter.classes.id_of(name) for name in names], np.uint8)
+
+    def _reconfigure(self, config: SegmenterNodeConfig) -> None:
+        self._removed = self._ids_of(config.filter)
+        self._config = self._segmenter.config = config
+        self._overlay.config = config.overlay
+
+    # Attention: nothing is received while nobody listens.
+
+    def _idle(self) -> str:
+        if not self._enabled:
+            return "disabled by ~/enable"
+        return "" if self._input else "idle: nobody subscribes to an output"
+
+    def _attend(self) -> None:
+        overlaid = self._overlay.wanted()
+        wanted = self._enabled and (overlaid or self._outputs.wanted())
+        self._overlay.attend(wanted and overlaid)
+        if wanted and self._input is None:
+            self._input = NewestSubscription(self, PointCloud2, "~/input/pointcloud", self._receive)
+        elif not wanted and self._input is not None:
+            self._input.destroy()
+            self._input = None
+            self._drop_waiting()
+
+    def _watch(self) -> None:
+        """Say what is likely wrong where no cloud can come."""
+        if self._input is not None and not self.count_publishers(self._topic):
+            kind = "sensor_msgs/msg/PointCloud2"
+            clouds = [name for name, kinds in self.get_topic_names_and_types() if kind in kinds]
+            there = [name for name in clouds if self.count_publishers(name) and "/output/" not in name]
+            choice = f"there are {', '.join(there)}; remap ~/input/pointcloud" if there else "no topic has clouds now"
+            self.get_logger().warning(f"nobody publishes clouds on {self._topic}: {choice}")
+        if self.get_parameter("use_sim_time").value and self.get_clock().now().nanoseconds == 0:
+            self.get_logger().warning("use_sim_time is true, but nothing comes on /clock; latencies are invalid")
+
+    # One message, in the executor's thread: received, or dropped.
 
     def _receive(self, message: PointCloud2) -> None:
         self._tally.count("received")
+        stamp_ns = message.header.stamp.sec * 10**9 + message.header.stamp.nanosec
+        if stamp_ns < self._last_stamp_ns:
+            self._overlay.clear()
+        self._last_stamp_ns = stamp_ns
+        self._tally.count("missing", self._gaps.missing_before(stamp_ns))
         if self._worker.put(message):
             self._tally.count("busy")
+
+    def _drop_waiting(self) -> None:
+        if self._worker.clear():
+            self._tally.count("busy")
+
+    # One message, in the worker's thread: labelled.
 
     def _work(self, message: PointCloud2) -> None:
         """Label one cloud; whatever is wrong with it, the next one gets its turn."""
         try:
             self._label(message)
+        except NoTransformError as error:
+            self._drop("no_transform", error)
         except UserError as error:
-            self._tally.count("invalid")
-            self.get_logger().warning(f"cloud dropped: {error}", throttle_duration_sec=LOG_PERIOD_S)
+            self._drop("invalid", error)
         except Exception:
             if rclpy.ok():
                 self._tally.count("failed")
                 self.get_logger().error(f"cloud failed: {traceback.format_exc()}", throttle_duration_sec=LOG_PERIOD_S)
 
+    def _drop(self, cause: str, reason: object) -> None:
+        self._tally.count(cause)
+        self.get_logger().warning(f"cloud dropped ({cause}): {reason}", throttle_duration_sec=LOG_PERIOD_S)
+
     def _label(self, message: PointCloud2) -> None:
+        config, removed = self._config, self._removed
         start = time.perf_counter()
         content = cloud_content(message)
-        frame = read_cloud(content)
+        age_s = self._age_s(content.stamp_ns)
+        if 0 < config.input.max_age_s < age_s:
+            self._drop("stale", f"it is {age_s:.2f} s old, and input.max_age_s is {config.input.max_age_s}")
+            return
+        frame = read_cloud(content, config.input.fields)
         converted = time.perf_counter()
-        result = self._segmenter.segment(frame)
+        result = self._segmented(frame, self._level_from_lidar(config, content))
         segmented = time.perf_counter()
-        self._publish(content, frame, result.labels)
+        self._outputs.publish(content, frame, result.labels, config.output.layout, removed)
         published = time.perf_counter()
         self._tally.count("labelled")
         self._publish_durations(
@@ -101,20 +208,67 @@ class SegmenterNode(Node):
             publish=(published - segmented) * 1e3,
             total=(published - start) * 1e3,
         )
-        latency_s = (self.get_clock().now().nanoseconds - content.stamp_ns) / 1e9
-        plausible = 0 <= latency_s <= MAX_PLAUSIBLE_LATENCY_S
-        self._latency.publish(Float64(data=latency_s * 1e3 if plausible else math.nan))
+        age_s = self._age_s(content.stamp_ns)
+        self._latency.publish(Float64(data=age_s * 1e3 if 0 <= age_s <= MAX_PLAUSIBLE_LATENCY_S else math.nan))
+        self._look_at(frame, result)
 
-    def _publish(self, content: CloudContent, frame: LidarFrame, labels: PointLabels) -> None:
-        labelled = labelled_cloud(content, frame, labels, self._palette, self._config.output.layout)
-        self._segmentation.publish(cloud_message(labelled))
-        if self._visualization.get_subscription_count():
-            self._visualization.publish(cloud_message(visualization_cloud(frame, content, labels, self._palette)))
+    def _segmented(self, frame: LidarFrame, level_from_lidar: np.ndarray | None) -> Segmentation:
+        """Segment, and once more if that fails: a GPU that others use too can be out of memory for a moment."""
+        try:
+            return self._segmenter.segment(frame, level_from_lidar)
+        except UserError:
+            raise
+        except Exception as error:
+            self.get_logger().warning(f"labelling failed, once more: {error!r}", throttle_duration_sec=LOG_PERIOD_S)
+            return self._segmenter.segment(frame, level_from_lidar)
+
+    def _age_s(self, stamp_ns: int) -> float:
+        return (self.get_clock().now().nanoseconds - stamp_ns) / 1e9
+
+    def _level_from_lidar(self, config: SegmenterNodeConfig, content: CloudContent) -> np.ndarray | None:
+        if not config.input.level_frame:
+            return None
+        return self._transforms.lookup(config.input.level_frame, content.frame_id, content.stamp_ns)
 
     def _publish_durations(self, **durations_ms: float) -> None:
         for stage, duration_ms in durations_ms.items():
             self._tally.time(stage, duration_ms)
             self._durations[stage].publish(Float64(data=duration_ms))
+
+    def _look_at(self, frame: LidarFrame, result: Segmentation) -> None:
+        """Draw the overlay if somebody watches, and say if the labels are hardly to be trusted."""
+        said = doubt(frame, result.labels, self._segmenter.description.inputs, self._config.input)
+        if said:
+            self.get_logger().warning(said, throttle_duration_sec=12 * LOG_PERIOD_S)
+        if self._overlay.wanted():
+            try:
+                self._overlay.publish(frame, result.labels)
+            except UserError as error:
+                self.get_logger().warning(f"no overlay: {error}", throttle_duration_sec=LOG_PERIOD_S)
+
+    # Services.
+
+    def _enable(self, request: SetBool.Request, response: SetBool.Response) -> SetBool.Response:
+        self._enabled = request.data
+        self._attend()
+        response.success, response.message = True, self._idle() or "working"
+        return response
+
+    def _reset(self, _: Trigger.Request, response: Trigger.Response) -> Trigger.Response:
+        self._worker.clear()
+        self._overlay.clear()
+        self._tally.clear()
+        self._gaps = GapMeter()
+        response.success, response.message = True, "counters, timings and buffers are empty"
+        return response
+
+    def _dump_timings(self, _: Trigger.Request, response: Trigger.Response) -> Trigger.Response:
+        stages = {
+            stage: {"median_ms": round(median_ms, 3), "p95_ms": round(p95_ms, 3)}
+            for stage, (median_ms, p95_ms) in self._tally.percentiles_ms().items()
+        }
+        response.success, response.message = True, json.dumps({"counts": self._tally.counts(), "stages": stages})
+        return response
 
     def destroy_node(self) -> None:
         """Let the cloud in work be finished, then go."""
@@ -124,8 +278,6 @@ class SegmenterNode(Node):
 
 def warm_up_frame() -> LidarFrame:
     """Make a small sweep on which libraries load their kernels before the first real cloud."""
-    import numpy as np
-
     grid = np.stack(np.meshgrid(np.arange(-5, 5, 0.2), np.arange(-5, 5, 0.2), [-0.5, 0.0]), axis=-1)
     return LidarFrame(stamp_ns=0, frame_id="", xyz=grid.reshape(-1, 3).astype(np.float32))
 

@@ -32,6 +32,12 @@ class Mailbox(Generic[T]):
             item, self._item = self._item, None
             return None if self._closed else item
 
+    def clear(self) -> bool:
+        """Drop the item that waits; True if there was one."""
+        with self._condition:
+            waiting, self._item = self._item is not None, None
+            return waiting
+
     def close(self) -> None:
         """Release the taker; what still lies in the box is dropped."""
         with self._condition:
@@ -51,6 +57,10 @@ class Worker(Generic[T]):
     def put(self, item: T) -> bool:
         """Leave an item; True if it displaced one that was waiting."""
         return self._mailbox.put(item)
+
+    def clear(self) -> bool:
+        """Drop the item that waits; True if there was one."""
+        return self._mailbox.clear()
 
     def stop(self, timeout_s: float = 1.0) -> None:
         """Let the item in work be finished, drop the one that waits."""

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from lidar_semseg_ros.cli.live import live_environment
+from lidar_semseg_ros.cli.live import NodeProcess, live_environment, running
 from lidar_semseg_ros.formats.config_files import class_table
 from lidar_semseg_ros.network.inputs import InputConfig
 
@@ -43,6 +43,17 @@ def small_model(tmp_path_factory: pytest.TempPathFactory) -> Path:
     )
     write_safetensors(path, WaffleIron(network).state_dict(), description)
     return path
+
+
+@pytest.fixture
+def segmenter(small_model: Path, tmp_path: Path, request: pytest.FixtureRequest) -> Iterator[NodeProcess]:
+    """The segmenter in a process of its own; parametrize it indirectly for other parameters."""
+    from robot import CLOUDS
+
+    settings = {"model": str(small_model), "device": "cpu", **getattr(request, "param", {})}
+    with running("segmenter", settings, {"~/input/pointcloud": CLOUDS}, tmp_path / "segmenter.log") as process:
+        process.wait_for("ready for clouds")
+        yield process
 
 
 @pytest.fixture(scope="module")

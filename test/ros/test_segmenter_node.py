@@ -10,35 +10,19 @@ import pytest
 
 pytest.importorskip("rclpy", reason="ROS 2 is not installed (source one, or install the extra [ros])")
 from rclpy.qos import DurabilityPolicy, QoSProfile, ReliabilityPolicy
-from robot import CLOUDS, Robot, room, run_node, spin_until
+from robot import Robot, good_cloud, run_node, spin_until
 from sensor_msgs.msg import PointCloud2, PointField
 from std_msgs.msg import String
 
-from lidar_semseg_ros.cli.live import NodeProcess, running
-from lidar_semseg_ros.core.frame import LidarFrame
-from lidar_semseg_ros.formats.pointcloud2 import cloud_content, cloud_from_frame, column, read_cloud
-from lidar_semseg_ros.network.segmenter import Segmenter, SegmenterConfig
-from lidar_semseg_ros.ros.messages import cloud_message
-
-
-def good_cloud(stamp_ns: int, points: int = 2000) -> PointCloud2:
-    xyz = room(points, seed=stamp_ns % 1000)
-    xyz[::11] = np.nan
-    return cloud_message(cloud_from_frame(LidarFrame(stamp_ns=stamp_ns, frame_id="velodyne", xyz=xyz)))
+from lidar_semseg_ros.cli.live import NodeProcess
+from lidar_semseg_ros.formats.pointcloud2 import cloud_content, column, read_cloud
+from lidar_semseg_ros.network.segmenter import DROP_CAUSES, Segmenter, SegmenterConfig
 
 
 def malformed_cloud(stamp_ns: int) -> PointCloud2:
     message = good_cloud(stamp_ns)
     message.fields[1] = PointField(name="y", offset=4000, datatype=PointField.FLOAT32, count=1)
     return message
-
-
-@pytest.fixture
-def segmenter(small_model: Path, tmp_path: Path, request: pytest.FixtureRequest):
-    settings = {"model": str(small_model), "device": "cpu", **getattr(request, "param", {})}
-    with running("segmenter", settings, {"~/input/pointcloud": CLOUDS}, tmp_path / "segmenter.log") as process:
-        process.wait_for("ready for clouds")
-        yield process
 
 
 def test_a_cloud_comes_back_with_all_its_points_labelled_as_offline(
@@ -75,7 +59,7 @@ def test_one_malformed_cloud_is_counted_and_named_and_the_next_good_one_is_label
     robot.ask(good_cloud(1_000_000_003))
     robot.settle(received=3)
     assert (robot.values["labelled"], robot.values["invalid"]) == ("2", "1")
-    segmenter.wait_for("cloud dropped: ")
+    segmenter.wait_for("cloud dropped (invalid): ")
     assert any("'y'" in line or "field y" in line for line in segmenter._lines if "cloud dropped" in line)
     assert 1_000_000_002 not in robot.labelled
 
@@ -160,16 +144,19 @@ def test_more_clouds_than_it_can_label_are_counted_as_busy_and_the_newest_is_lab
 
 
 def _balanced(values: dict[str, str]) -> bool:
-    counts = {key: int(values.get(key, 0)) for key in ("received", "labelled", "busy", "invalid", "failed")}
+    counts = {key: int(values.get(key, 0)) for key in ("received", "labelled", *DROP_CAUSES)}
     return counts["received"] == sum(counts.values()) - counts["received"]
 
 
-def test_an_interrupt_ends_it_quickly_and_cleanly(segmenter: NodeProcess, node: object) -> None:
+@pytest.mark.parametrize("said", [signal.SIGINT, signal.SIGTERM])
+def test_a_signal_in_the_midst_of_work_ends_it_quickly_and_cleanly(
+    segmenter: NodeProcess, node: object, said: signal.Signals
+) -> None:
     robot = Robot(node)
     spin_until(node, robot.meets)
     robot.publisher.publish(good_cloud(1, points=50_000))
     start = time.monotonic()
-    segmenter.process.send_signal(signal.SIGINT)
+    segmenter.process.send_signal(said)
     assert segmenter.process.wait(10) == 0
     assert time.monotonic() - start < 2.0
 
