@@ -14,6 +14,8 @@ from lidar_semseg_ros.formats.config_files import package_share
 SHARE = package_share()
 ARGUMENTS = {
     "points": ("/lidar/points", "topic of the lidar's PointCloud2"),
+    "image": ("/camera/image_raw", "topic of the camera's Image, for the overlay"),
+    "camera_info": ("/camera/camera_info", "topic of its CameraInfo"),
     "bag": ("", "recording to play: ROS 1 .bag, ROS 2 folder, .mcap or .db3"),
     "rate": ("", "speed of playing; empty: as recorded"),
     "loop": ("", "true: play again and again"),
@@ -21,10 +23,13 @@ ARGUMENTS = {
     "device": ("", "auto, cpu, cuda, cuda:N or tensorrt; empty: as in the parameters"),
     "params_file": (str(SHARE / "config" / "segment.yaml"), "parameters of the segmenter"),
     "record": ("", ".mcap file to record the clouds and their labels to"),
+    "rviz": ("false", "true: show the labelled clouds in RViz"),
+    "foxglove": ("false", "true: run foxglove_bridge; its layout is config/view/foxglove.json"),
     "use_sim_time": ("false", "take the time from /clock"),
     "namespace": ("", "namespace of the nodes"),
     "log_level": ("info", "debug, info, warn, error or fatal"),
 }
+INPUTS = {"pointcloud": "points", "image": "image", "camera_info": "camera_info"}
 PROFILES = {
     "FASTRTPS_DEFAULT_PROFILES_FILE": str(SHARE / "config" / "rmw" / "fastdds.xml"),  # up to Jazzy
     "FASTDDS_DEFAULT_PROFILES_FILE": str(SHARE / "config" / "rmw" / "fastdds.xml"),  # from Kilted on
@@ -40,6 +45,9 @@ def nodes(context):
         # An argument left empty is no parameter, so that the node's own default holds.
         return {name: given[name] for name in names if given[name]}
 
+    def viewer(package, executable, parameters, **more):
+        return Node(package=package, executable=executable, namespace=given["namespace"], parameters=parameters, **more)
+
     def node(executable, parameters, **more):
         return Node(
             package="lidar_semseg_ros",
@@ -53,7 +61,7 @@ def nodes(context):
         )
 
     clock = {"use_sim_time": bool(given["bag"]) or given["use_sim_time"] == "true"}
-    remaps = [("~/input/pointcloud", given["points"])]
+    remaps = [(f"~/input/{name}", given[topic]) for name, topic in INPUTS.items()]
     actions = [node("segmenter", [given["params_file"], {**chosen("model", "device"), **clock}], remappings=remaps)]
     if given["bag"]:
         # The first cloud waits for the model to be loaded, and for the recorder.
@@ -67,6 +75,11 @@ def nodes(context):
         topics = ",".join([given["points"], *outputs])
         # On the wall clock: before the first /clock ROS time is 0, and the class map comes before that.
         actions.append(node("recorder", [{"file": given["record"], "topics": topics}]))
+    if given["rviz"] == "true":
+        view = str(SHARE / "config" / "view" / "segment.rviz")
+        actions.append(viewer("rviz2", "rviz2", [clock], arguments=["-d", view]))
+    if given["foxglove"] == "true":
+        actions.append(viewer("foxglove_bridge", "foxglove_bridge", [clock]))
     return actions
 
 

@@ -20,6 +20,7 @@ COMMANDS = {
     "import": "make a self-describing model of a published checkpoint",
     "export": "turn a .safetensors model into ONNX",
     "info": "say what a model file or a recording holds",
+    "doctor": "check this machine: runtimes, models, ROS 2, and whether large clouds arrive",
     "bench": "time the stages of a model on this machine",
 }
 """Sub-commands in the order of --help; each is the module cli/<name>_command.py with `add_arguments` and `run`."""

@@ -2,17 +2,23 @@
 
 from __future__ import annotations
 
+import importlib.util
 import logging
 from pathlib import Path
-from typing import Any, Protocol
+from typing import TYPE_CHECKING, Any, Protocol
 
 import numpy as np
 
 from lidar_semseg_ros.core.errors import UserError
-from lidar_semseg_ros.network.inputs import NetworkInput
+from lidar_semseg_ros.core.frame import LidarFrame
+from lidar_semseg_ros.network.inputs import InputConfig, NetworkInput, prepare
 from lidar_semseg_ros.network.model_file import ModelDescription, description_in, read_safetensors, require_model_file
 
+if TYPE_CHECKING:
+    from onnxruntime import InferenceSession
+
 PRECISIONS = ("float32", "bfloat16", "float16")
+CPU = ["CPUExecutionProvider"]
 
 logger = logging.getLogger(__name__)
 
@@ -45,7 +51,11 @@ class TorchBackend:
         if threads:
             torch.set_num_threads(threads)
         state, self.description = read_safetensors(path)
-        model = from_state_dict(WaffleIronConfig(**self.description.network), state, str(path))
+        try:
+            config = WaffleIronConfig(**self.description.network)
+        except TypeError as error:
+            raise UserError(f"{path}: its description of the network is damaged ({error})") from None
+        model = from_state_dict(config, state, str(path))
         self.device = device
         self._model = to_precision(folded(model), getattr(torch, precision)).to(device)
 
@@ -68,29 +78,64 @@ class OnnxBackend:
         import onnxruntime
 
         require_model_file(path)
+        available = onnxruntime.get_available_providers()
         if device == "auto":
-            available = onnxruntime.get_available_providers()
             device = "cuda" if "CUDAExecutionProvider" in available else "cpu"
-        options = onnxruntime.SessionOptions()
-        options.intra_op_num_threads = threads
-        options.log_severity_level = 3
-        try:
-            self._session = onnxruntime.InferenceSession(
-                path, options, providers=_providers(device, precision, onnxruntime.get_available_providers(), path)
-            )
-        except Exception as error:  # ONNX Runtime raises a dozen unrelated types for a file it cannot read
-            raise UserError(f"ONNX Runtime cannot load {path}: {error}") from None
+        self._session = _session(path, threads, _providers(device, precision, available, path))
         used = self._session.get_providers()[0].removesuffix("ExecutionProvider").lower()
         if used != device.split(":")[0]:
             logger.warning("asked for %s, but ONNX Runtime fell back to %s", device, used)
         self.device = used
         self.description = description_in(self._session.get_modelmeta().custom_metadata_map, path)
+        # On the CPU, for TensorRT would build an engine for the shapes of the example.
+        _check(self._session if used == "cpu" else _session(path, threads, CPU), self.description, path)
 
     def logits(self, prepared: NetworkInput) -> np.ndarray:
         """Compute logits (N, outputs) float32 of N ≥ 1 kept points."""
-        names = [entry.name for entry in self._session.get_inputs()]
-        logits: np.ndarray = self._session.run(["logits"], dict(zip(names, prepared.arrays())))[0]
-        return logits
+        return _logits(self._session, prepared)
+
+
+def _session(path: Path, threads: int, providers: list[Any]) -> InferenceSession:
+    import onnxruntime
+
+    options = onnxruntime.SessionOptions()
+    options.intra_op_num_threads = threads
+    options.log_severity_level = 3
+    try:
+        return onnxruntime.InferenceSession(path, options, providers=providers)
+    except Exception as error:  # ONNX Runtime raises a dozen unrelated types for a file it cannot read
+        raise UserError(f"ONNX Runtime cannot load {path}: {error}") from None
+
+
+def _logits(session: InferenceSession, prepared: NetworkInput) -> np.ndarray:
+    names = [entry.name for entry in session.get_inputs()]
+    logits: np.ndarray = session.run(["logits"], dict(zip(names, prepared.arrays(), strict=True)))[0]
+    return logits
+
+
+def _check(session: InferenceSession, description: ModelDescription, path: Path) -> None:
+    """Raise UserError unless a graph makes finite logits, as many as its description says, of what `prepare` makes."""
+    example = _example(description.inputs)
+    try:
+        logits = _logits(session, example)
+    except Exception as error:  # see _session
+        raise UserError(
+            f"{path} does not take the inputs that its description names ({error}); export it again"
+        ) from None
+    if logits.shape != (len(example), description.network["outputs"]):
+        raise UserError(
+            f"{path} gives logits of shape {logits.shape} for {len(example)} points, but its description says "
+            f"{description.network['outputs']} outputs; export it again"
+        )
+    if not np.isfinite(logits).all():
+        raise UserError(f"{path} gives logits that are NaN or infinite; its training diverged, so take another")
+
+
+def _example(config: InputConfig) -> NetworkInput:
+    """Make the input of a small sweep in the middle of the field of view."""
+    low, high = np.array(config.fov_min_m), np.array(config.fov_max_m)
+    xyz = low + (high - low) * np.random.default_rng(0).uniform(0.4, 0.6, (100, 3))
+    return prepare(LidarFrame(stamp_ns=0, frame_id="", xyz=xyz.astype(np.float32)), config)
 
 
 def _providers(device: str, precision: str, available: list[str], path: Path) -> list[Any]:
@@ -103,7 +148,7 @@ def _providers(device: str, precision: str, available: list[str], path: Path) ->
         "trt_engine_cache_path": str(path.parent / "tensorrt_cache"),
     }
     chains: dict[str, list[Any]] = {
-        "cpu": ["CPUExecutionProvider"],
+        "cpu": CPU,
         "cuda": [("CUDAExecutionProvider", on_gpu), "CPUExecutionProvider"],
         "tensorrt": [("TensorrtExecutionProvider", trt), ("CUDAExecutionProvider", on_gpu), "CPUExecutionProvider"],
     }
@@ -117,3 +162,19 @@ def _providers(device: str, precision: str, available: list[str], path: Path) ->
 
 
 BACKENDS: dict[str, type[TorchBackend] | type[OnnxBackend]] = {".safetensors": TorchBackend, ".onnx": OnnxBackend}
+
+
+def devices() -> dict[str, list[str]]:
+    """List the installed runtimes and what each can run on: {'PyTorch 2.13.0': ['cpu', 'cuda:0 (NVIDIA …)'], …}."""
+    found: dict[str, list[str]] = {}
+    if importlib.util.find_spec("torch"):
+        import torch
+
+        gpus = [f"cuda:{i} ({torch.cuda.get_device_name(i)})" for i in range(torch.cuda.device_count())]
+        found[f"PyTorch {torch.__version__}"] = ["cpu", *gpus]
+    if importlib.util.find_spec("onnxruntime"):
+        import onnxruntime
+
+        providers = [name.removesuffix("ExecutionProvider").lower() for name in onnxruntime.get_available_providers()]
+        found[f"ONNX Runtime {onnxruntime.__version__}"] = [name for name in providers if name != "azure"]
+    return found
