@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import socket
 from itertools import islice
 from pathlib import Path
 
@@ -79,3 +80,15 @@ def test_its_onnx_form_gives_the_same_labels_on_a_real_cloud(segmenter: Segmente
     assert np.abs(logits - other_logits).max() <= 1e-3
     same = segmenter.segment(frame).labels.class_id == other.segment(frame).labels.class_id
     assert same.mean() >= 0.999
+
+
+def test_nothing_is_fetched_from_a_network_to_segment(monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(*_: object) -> None:
+        raise AssertionError("a connection was opened")
+
+    monkeypatch.setattr(socket.socket, "connect", refuse)
+    monkeypatch.setattr(socket, "getaddrinfo", refuse)
+    xyz = np.random.default_rng(0).uniform(-3, 3, (2000, 3)).astype(np.float32)
+    loaded = Segmenter(SegmenterConfig(device="cpu"), MODELS)
+    labels = loaded.segment(LidarFrame(stamp_ns=0, frame_id="", xyz=xyz)).labels
+    assert (labels.class_id < len(CLASSES)).all()

@@ -167,3 +167,16 @@ def test_faulty_input_settings_are_named(change: dict, named: str) -> None:
 
 def test_input_settings_survive_their_file_form() -> None:
     assert InputConfig.from_mapping(CONFIG.to_mapping(), "") == CONFIG
+
+
+def test_of_more_points_than_allowed_so_many_are_fed_and_the_others_take_their_labels() -> None:
+    frame = sweep(random_xyz(4000, half=1.9))
+    everything, thinned = prepare(frame, CONFIG), prepare(frame, CONFIG, max_points=500)
+    assert len(thinned) == 500 < len(everything)
+    assert np.isin(thinned.kept, everything.kept).all() and len(set(thinned.kept.tolist())) == 500
+    assert (thinned.nearest >= 0).all() and len(thinned.nearest) == len(everything.nearest)
+    assert len(prepare(frame, CONFIG, max_points=10**6)) == len(everything)
+    # Evenly: no part of the sweep goes without.
+    for octant in range(8):
+        inside = ((frame.xyz > 0) == [(octant >> axis) & 1 == 1 for axis in range(3)]).all(axis=1)
+        assert 30 < np.count_nonzero(inside[thinned.kept]) < 100

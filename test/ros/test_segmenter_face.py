@@ -177,6 +177,23 @@ def test_live_parameters_change_the_next_cloud_and_wrong_ones_are_refused_with_a
     robot.ask(good_cloud(4))
 
 
+def test_parameters_may_change_while_clouds_come_faster_than_they_are_labelled(
+    segmenter: NodeProcess, node: object
+) -> None:
+    robot = Robot(node)
+    spin_until(node, robot.meets)
+    for turn in range(10):
+        for tick in range(5):
+            robot.publisher.publish(good_cloud(100 * turn + tick + 1, points=5000))
+        layout = ("aligned", "append", "autoware")[turn % 3]
+        assert set_parameter(node, "output.layout", text(layout)).successful
+        assert set_parameter(node, "min_score", number(0.1 * (turn % 3))).successful
+    spin_until(node, lambda: 905 in robot.labelled)
+    spin_until(node, lambda: robot.values.get("labelled") == str(len(robot.labelled)))
+    assert {message.point_step for message in robot.labelled.values()} <= {28, 21, 25}
+    assert (robot.values["failed"], robot.values["invalid"]) == ("0", "0")
+
+
 def test_parameters_tell_what_they_are_for_and_what_they_may_be(segmenter: NodeProcess, node: object) -> None:
     request = DescribeParameters.Request(names=["min_score", "model", "input.max_points", "output.layout"])
     score, model, points, layout = call(node, DescribeParameters, "/segmenter/describe_parameters", request).descriptors

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -116,6 +117,19 @@ def test_a_missing_transform_is_counted_and_once_it_is_there_the_sensor_is_level
         "points are published as they came"
     )
     assert not np.array_equal(column(answer, "class_id"), column(upright, "class_id"))
+
+
+def test_receiving_a_large_cloud_does_not_hold_up_the_executor(pair: tuple[SegmenterNode, Robot]) -> None:
+    segmenter, _ = pair
+    cloud = good_cloud(1, points=200_000)
+    durations_s = []
+    for stamp in range(2, 40):
+        cloud.header.stamp.sec = stamp
+        start = time.perf_counter()
+        segmenter._receive(cloud)
+        durations_s.append(time.perf_counter() - start)
+    # The median, for the worker's thread may hold the interpreter for a moment.
+    assert np.median(durations_s) < 2e-3
 
 
 def test_where_tf2_is_missing_the_setting_that_needs_it_says_so(pair: tuple[SegmenterNode, Robot]) -> None:
