@@ -64,7 +64,7 @@ setup(
         "onnx": ["onnx", "onnxruntime"],
         "export": ["onnx", "onnxscript", "safetensors", "torch"],
         "sim": ["embreex"],
-        "test": ["mypy", "opencv-python-headless", "pytest>=8.3,<9", "ruff"],
+        "test": ["hypothesis", "mypy", "opencv-python-headless", "pytest>=8.3,<9", "ruff"],
     },
     entry_points={
         "console_scripts": [

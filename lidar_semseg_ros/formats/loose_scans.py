@@ -81,6 +81,8 @@ def _pcd(data: bytes) -> tuple[np.ndarray, tuple[int, int]]:
         encoding = header["DATA"][0]
     except (KeyError, ValueError, IndexError, TypeError) as error:
         raise UserError(f"the PCD header is incomplete or faulty: {error!r}") from error
+    if height < 0 or width < 0:
+        raise UserError(f"the PCD header has HEIGHT {height} and WIDTH {width}; neither can be negative")
     if encoding not in PCD_BODIES:
         raise UserError(f"PCD data '{encoding}' is not known; {', '.join(PCD_BODIES)} are")
     points = PCD_BODIES[encoding](body, row, height * width)
@@ -118,18 +120,21 @@ def _pcd_row(header: dict[str, list[str]]) -> np.dtype:
 
 
 def _pcd_ascii(body: bytes, row: np.dtype, points: int) -> np.ndarray:
-    columns = [(name, index) for name in row.names or () for index in range(int(np.prod(row[name].shape)))]
+    numbers = sum(int(np.prod(row[name].shape)) for name in row.names or ())
     try:
         table = np.array(body.split(), np.float64)
     except ValueError as error:
         raise UserError(f"the PCD table holds something that is no number: {error}") from error
-    if table.size != points * len(columns):
-        raise UserError(f"the PCD table has {table.size} numbers, but {points} points of {len(columns)} were announced")
-    table = table.reshape(points, len(columns))
+    if table.size != points * numbers:
+        raise UserError(f"the PCD table has {table.size} numbers, but {points} points of {numbers} were announced")
+    if not table.size:
+        return np.empty(0, row)
+    columns = [(name, index) for name in row.names or () for index in range(int(np.prod(row[name].shape)))]
+    table = table.reshape(points, numbers)
     found = np.zeros(points, row)
     for place, (name, index) in enumerate(columns):
         target = found[name] if row[name].shape == () else found[name][:, index]
-        with np.errstate(invalid="ignore"):
+        with np.errstate(over="ignore", invalid="ignore"):
             target[...] = table[:, place]
     return found
 

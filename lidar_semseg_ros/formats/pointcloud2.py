@@ -114,8 +114,9 @@ class CloudContent:
             raise CloudError(f"the cloud's height is {self.height} and its width {self.width}; neither can be negative")
         if self.point_step > LARGEST_POINT_STEP:
             raise CloudError(f"point_step is {self.point_step}; at most {LARGEST_POINT_STEP} bytes can be read")
-        if self.row_step > LARGEST_SIZE:
-            raise CloudError(f"row_step is {self.row_step}, but a message holds at most {LARGEST_SIZE}")
+        for name in ("height", "width", "row_step"):
+            if getattr(self, name) > LARGEST_SIZE:
+                raise CloudError(f"{name} is {getattr(self, name)}, but a message holds at most {LARGEST_SIZE}")
         if self.row_step < self.width * self.point_step:
             raise CloudError(
                 f"row_step is {self.row_step}, but width {self.width} times point_step {self.point_step} "

@@ -75,7 +75,7 @@ class ModelDescription:
                 classes=ClassTable.from_mapping(values["classes"], source) if values["classes"] else None,
                 provenance=values["provenance"],
             )
-        except (KeyError, TypeError, ValueError) as error:
+        except (KeyError, TypeError, ValueError, AttributeError, OverflowError, RecursionError) as error:
             raise UserError(f"{source}: its model description is damaged ({error!r})") from None
 
 
@@ -86,7 +86,7 @@ def require_model_file(path: Path) -> None:
     checksums = path.with_name(CHECKSUMS)
     if not checksums.is_file():
         return
-    listed = {name.strip().lstrip("*"): digest for digest, name in _lines_of_two(checksums.read_text())}
+    listed = {name.strip().lstrip("*"): digest for digest, name in _lines_of_two(checksums.read_text(errors="replace"))}
     if path.name in listed and hashlib.sha256(path.read_bytes()).hexdigest() != listed[path.name]:
         raise UserError(f"{path} is damaged or was changed: its sha256 is not the one in {checksums}")
 
@@ -104,26 +104,40 @@ def write_safetensors(path: Path, state: Mapping[str, Tensor], description: Mode
 
 
 def read_safetensors(path: Path) -> tuple[dict[str, Tensor], ModelDescription]:
-    """Read weights and description of a `.safetensors` file; UserError if it is damaged or not one of ours."""
+    """Read weights and description of a `.safetensors` file.
+
+    UserError if it is damaged, not one of ours, or has weights that are not finite.
+    """
     import safetensors
     from safetensors.torch import load_file
 
     require_model_file(path)
+    description = _description_in_safetensors(path)
     try:
-        return load_file(path), _description_in_safetensors(path)
-    except safetensors.SafetensorError as error:
-        raise UserError(f"{path} is damaged or no safetensors file ({error})") from None
+        state = load_file(path)
+        faulty = [key for key, weights in state.items() if not weights.isfinite().all()]
+    except (safetensors.SafetensorError, KeyError, NotImplementedError) as error:  # also number formats of 8 and 4 bits
+        raise UserError(f"{path} is damaged or no safetensors file of weights ({error})") from None
+    if faulty:
+        raise UserError(
+            f"{path} has weights that are NaN or infinite, in {len(faulty)} tensors such as {faulty[0]}; its training "
+            f"diverged or it is damaged, so take another"
+        )
+    return state, description
 
 
 def read_description(path: Path) -> ModelDescription:
-    """Read only the description of a model file of either kind."""
+    """Read only the description of a model file of either kind; UserError if it is damaged or not one of ours."""
     require_model_file(path)
     if path.suffix == ".safetensors":
         return _description_in_safetensors(path)
     if path.suffix == ".onnx":
         import onnx
 
-        properties = {entry.key: entry.value for entry in onnx.load(path).metadata_props}
+        try:
+            properties = {entry.key: entry.value for entry in onnx.load(path).metadata_props}
+        except Exception as error:  # protobuf and what onnx makes of it fail in several unrelated types
+            raise UserError(f"{path} is damaged or no ONNX file ({error})") from None
         return description_in(properties, path)
     raise UserError(f"{path} is no model file; models end in .safetensors or .onnx")
 
@@ -144,6 +158,7 @@ def _description_in_safetensors(path: Path) -> ModelDescription:
             raise UserError(f"{path} is damaged or no safetensors file (header of {length} bytes)")
         try:
             header = json.loads(file.read(length))
-        except ValueError as error:
+        except (ValueError, RecursionError) as error:
             raise UserError(f"{path} is damaged or no safetensors file ({error})") from None
-    return description_in(header.get("__metadata__", {}), path)
+    metadata = header.get("__metadata__") if isinstance(header, dict) else None
+    return description_in(metadata if isinstance(metadata, dict) else {}, path)
