@@ -17,13 +17,13 @@ from lidar_semseg_ros.formats.playback import PlaybackConfig
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Declare the arguments."""
     parser.add_argument("bag", help="a ROS 1 .bag, a ROS 2 bag folder, an .mcap or a .db3 file")
-    add_settings(parser, PlaybackConfig, leave_out=["bag"])
+    add_settings(parser, PlaybackConfig, leave_out=["bag", "keyboard"])
 
 
 def run(args: argparse.Namespace) -> None:
-    """Become the player node."""
+    """Become the player node, obeying the keyboard where there is one."""
     config_from(args, PlaybackConfig)  # faults are told here rather than by the node
-    command = node_command("player", given_settings(args) | {"bag": args.bag})
+    command = node_command("player", given_settings(args) | {"bag": args.bag, "keyboard": sys.stdin.isatty()})
     os.execv(command[0], command)
 
 

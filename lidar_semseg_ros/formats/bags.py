@@ -15,17 +15,19 @@ from typing import TYPE_CHECKING, Any, BinaryIO, Protocol
 import numpy as np
 import yaml
 
-from lidar_semseg_ros.core.camera import PinholeCamera
+from lidar_semseg_ros.core.camera import Camera
 from lidar_semseg_ros.core.errors import UserError
 from lidar_semseg_ros.core.frame import CameraImage
 from lidar_semseg_ros.core.geometry import quaternion_from_rotation
 from lidar_semseg_ros.formats.config_files import read_yaml
 from lidar_semseg_ros.formats.images import jpeg_bytes
+from lidar_semseg_ros.formats.livox import CUSTOM_MESSAGES, livox_cloud
 from lidar_semseg_ros.formats.pointcloud2 import CloudContent
 
 if TYPE_CHECKING:
     import mcap.records
     from rosbags.interfaces import Connection, MessageDefinition
+    from rosbags.rosbag2 import Reader as Ros2Reader
     from rosbags.typesys.store import Typestore
 
 logger = logging.getLogger(__name__)
@@ -87,7 +89,7 @@ class _Codec(Protocol):
 
 @dataclass(frozen=True)
 class BagMessage:
-    """One recorded message, still in the bytes of its bag."""
+    """One recorded message, still in the bytes of its bag; Livox's own clouds are given as PointCloud2."""
 
     topic: str
     msgtype: str
@@ -111,6 +113,8 @@ class BagMessage:
             return convert(self._raw, self.msgtype)
         except KeyError as error:
             raise UserError(f"{self.topic}: nothing in the bag says what a {error.args[0]} looks like") from error
+        except UserError as error:
+            raise UserError(f"{self.topic}: {error}") from error
         except Exception as error:  # the decoders stumble in many ways over bytes that are not what they claim to be
             raise UserError(f"{self.topic}: {len(self._raw)} bytes are no {self.msgtype}: {error}") from error
 
@@ -164,6 +168,43 @@ class _Ros1Codec:
         return bytes(migrate_bytes(ours, theirs, msgtype, msgtype, self._plans, raw, src_is2=False, dst_is2=True))
 
 
+class _LivoxCodec:
+    """Makes the PointCloud2 that everybody reads of the CustomMsg that only Livox's drivers define."""
+
+    def __init__(self, is_ros1: bool) -> None:
+        self._is_ros1 = is_ros1
+
+    @cached_property
+    def _types(self) -> Typestore:
+        from rosbags.typesys import Stores, get_typestore
+
+        return get_typestore(Stores.ROS2_JAZZY)
+
+    def decoded(self, raw: bytes, msgtype: str) -> Any:
+        return _cloud_object(self._types, livox_cloud(raw, self._is_ros1))
+
+    def cdr(self, raw: bytes, msgtype: str) -> bytes:
+        return bytes(self._types.serialize_cdr(self.decoded(raw, msgtype), msgtype, little_endian=True))
+
+
+class _Codecs:
+    """What makes messages of the bytes of one file, by their recorded type."""
+
+    def __init__(self, definitions: Mapping[str, MessageDefinition], is_ros1: bool) -> None:
+        known = {name: text for name, text in definitions.items() if name not in CUSTOM_MESSAGES}
+        self._own: _Codec = _Ros1Codec(known) if is_ros1 else _Ros2Codec(known)
+        self._livox = _LivoxCodec(is_ros1)
+
+    def message(self, topic: str, recorded_type: str, log_time_ns: int, raw: bytes) -> BagMessage:
+        codec = self._livox if recorded_type in CUSTOM_MESSAGES else self._own
+        return BagMessage(topic, _given_type(recorded_type), log_time_ns, raw, codec)
+
+
+def _given_type(recorded_type: str) -> str:
+    """Name the type that a message is given in."""
+    return POINT_CLOUD if recorded_type in CUSTOM_MESSAGES else recorded_type
+
+
 def _typestore(definitions: Mapping[str, MessageDefinition], is_ros1: bool) -> Typestore:
     """Know the types that a file defines, {type: definition}, and for the rest those of ROS itself."""
     from rosbags.typesys import Stores, TypesysError, get_typestore
@@ -200,12 +241,27 @@ def _parsed(msgtype: str, definition: MessageDefinition) -> Mapping[str, Any]:
 
 @dataclass(frozen=True)
 class _Channel:
-    """The messages of one type on one topic of one file."""
+    """The messages of one given type on one topic of one file."""
 
     topic: str
     msgtype: str
     count: int
     is_latched: bool
+
+
+@dataclass(frozen=True)
+class Span:
+    """Log times from start_ns on and before end_ns; None is no bound."""
+
+    start_ns: int | None = None
+    end_ns: int | None = None
+
+    def __contains__(self, time_ns: int) -> bool:
+        is_late_enough = self.start_ns is None or time_ns >= self.start_ns
+        return is_late_enough and (self.end_ns is None or time_ns < self.end_ns)
+
+
+EVERYTHING = Span()
 
 
 class _File(Protocol):
@@ -214,8 +270,8 @@ class _File(Protocol):
     channels: list[_Channel]
     span_ns: tuple[int, int] | None
 
-    def messages(self, topics: Collection[str] | None) -> Iterator[BagMessage]:
-        """Yield the messages of these topics, or of all."""
+    def messages(self, topics: Collection[str] | None, span: Span) -> Iterator[BagMessage]:
+        """Yield the messages of these topics, or of all, that were logged in a span."""
 
     def close(self) -> None:
         """Let go of the file."""
@@ -232,25 +288,35 @@ class _RosbagsFile:
         is_ros1 = path.suffix == ".bag"
         self._reader = Ros1Reader(path) if is_ros1 else Ros2Reader(path)
         self._reader.open()
+        if isinstance(self._reader, Ros2Reader) and _lacks_index(self._reader):
+            self._reader.close()
+            raise UserError("it has no index")
         connections = self._reader.connections
-        definitions = {_type_of(c): c.msgdef for c in connections}
-        self._codec: _Codec = _Ros1Codec(definitions) if is_ros1 else _Ros2Codec(definitions)
-        self.channels = [_Channel(c.topic, _type_of(c), c.msgcount, _is_latched(c)) for c in connections]
+        self._codecs = _Codecs({_type_of(c): c.msgdef for c in connections}, is_ros1)
+        self.channels = [_Channel(c.topic, _given_type(_type_of(c)), c.msgcount, _is_latched(c)) for c in connections]
         reader = self._reader
         self.span_ns = (reader.start_time, reader.end_time - 1) if reader.message_count else None
 
-    def messages(self, topics: Collection[str] | None) -> Iterator[BagMessage]:
+    def messages(self, topics: Collection[str] | None, span: Span) -> Iterator[BagMessage]:
         wanted = [c for c in self._reader.connections if topics is None or c.topic in topics]
         if not wanted:  # which rosbags would take for all
             return
         try:
-            for connection, log_time_ns, raw in self._reader.messages(wanted):
-                yield BagMessage(connection.topic, _type_of(connection), log_time_ns, raw, self._codec)
+            for connection, log_time_ns, raw in self._reader.messages(wanted, span.start_ns, span.end_ns):
+                yield self._codecs.message(connection.topic, _type_of(connection), log_time_ns, raw)
         except Exception as error:  # each storage format fails in its own way on damaged bytes
             raise UserError(f"{self._path} is damaged: {error}; the messages before that were read") from error
 
     def close(self) -> None:
         self._reader.close()
+
+
+def _lacks_index(reader: Ros2Reader) -> bool:
+    """Whether a file has messages but no index, so that rosbags would insist on their order in the file."""
+    from rosbags.rosbag2.storage_mcap import McapReader
+
+    storages = getattr(reader.storage, "storages", [reader.storage])
+    return any(isinstance(one, McapReader) and one.metadata.message_count and not one.chunks for one in storages)
 
 
 def _type_of(connection: Connection) -> str:
@@ -286,29 +352,39 @@ class _ScannedMcap:
         self._path = path
         counts: dict[_Channel, int] = {}
         definitions: dict[str, MessageDefinition] = {}
-        times_ns = (2**63 - 1, 0)
+        times_ns: list[int] = []
         end = "its end"
         try:
             for schema, channel, message in self._records():
                 key = _channel_of(schema, channel)
-                counts[key] = counts.get(key, 0) + 1
                 definitions.setdefault(normalized_type(schema.name), _definition_of(schema))
-                times_ns = min(times_ns[0], message.log_time), max(times_ns[1], message.log_time)
+                counts[key] = counts.get(key, 0) + 1
+                times_ns.append(message.log_time)
         except Exception as error:  # whatever the damage does to the parser
             end = f"its damage ({error})"
-        self._count = sum(counts.values())
-        if not self._count:
+        self._count = len(times_ns)
+        if not times_ns:
             raise UserError(f"{path} cannot be read: {reason}; it is damaged from its start or no recording of ROS 2")
         logger.warning("%s: %s; it is read up to %s, %d messages", path, reason, end, self._count)
-        self._codec = _Ros2Codec(definitions)
+        self._codecs = _Codecs(definitions, is_ros1=False)
         self.channels = [replace(channel, count=count) for channel, count in counts.items()]
-        self.span_ns: tuple[int, int] | None = times_ns
+        self.span_ns: tuple[int, int] | None = (min(times_ns), max(times_ns))
+        # How far a message may lie behind its place in time.
+        ranks = np.empty(self._count, np.int64)
+        ranks[np.argsort(times_ns, kind="stable")] = np.arange(self._count)
+        self._reach = int((np.arange(self._count) - ranks).max())
 
-    def messages(self, topics: Collection[str] | None) -> Iterator[BagMessage]:
-        for schema, channel, message in islice(self._records(), self._count):
-            if topics is None or channel.topic in topics:
-                msgtype = normalized_type(schema.name)
-                yield BagMessage(channel.topic, msgtype, message.log_time, message.data, self._codec)
+    def messages(self, topics: Collection[str] | None, span: Span) -> Iterator[BagMessage]:
+        waiting: list[tuple[int, int, BagMessage | None]] = []
+        for place, (schema, channel, record) in enumerate(islice(self._records(), self._count)):
+            message = None
+            if (topics is None or channel.topic in topics) and record.log_time in span:
+                kind = normalized_type(schema.name)
+                message = self._codecs.message(channel.topic, kind, record.log_time, record.data)
+            heapq.heappush(waiting, (record.log_time, place, message))
+            if len(waiting) > self._reach:
+                yield from filter(None, [heapq.heappop(waiting)[2]])
+        yield from filter(None, (message for _, _, message in sorted(waiting)))
 
     def close(self) -> None:
         """Do nothing: the file is open only while it is read."""
@@ -336,7 +412,7 @@ class _ScannedMcap:
 def _channel_of(schema: mcap.records.Schema, channel: mcap.records.Channel) -> _Channel:
     profiles = yaml.safe_load(channel.metadata.get("offered_qos_profiles", "")) or []
     is_latched = any(profile.get("durability") in (1, "transient_local") for profile in profiles)
-    return _Channel(channel.topic, normalized_type(schema.name), 0, is_latched)
+    return _Channel(channel.topic, _given_type(normalized_type(schema.name)), 0, is_latched)
 
 
 def _definition_of(schema: mcap.records.Schema) -> MessageDefinition:
@@ -374,12 +450,13 @@ class Bag:
         """Count the messages of a topic; 0 if there is no such topic."""
         return sum(channel.count for file in self._files for channel in file.channels if channel.topic == topic)
 
-    def messages(self, topics: Collection[str] | None = None) -> Iterator[BagMessage]:
-        """Yield the messages of these topics, or of all, in the order of their log times.
+    def messages(self, topics: Collection[str] | None = None, span: Span = EVERYTHING) -> Iterator[BagMessage]:
+        """Yield the messages of these topics, or of all, that were logged in a span, in the order of their log times.
 
         UserError names the file when its damage is reached; the messages before it have been yielded by then.
         """
-        return heapq.merge(*(file.messages(topics) for file in self._files), key=lambda message: message.log_time_ns)
+        parts = (file.messages(topics, span) for file in self._files)
+        return heapq.merge(*parts, key=lambda message: message.log_time_ns)
 
     def close(self) -> None:
         """Close the files."""
@@ -396,43 +473,76 @@ class Bag:
 def open_bag(path: Path | Sequence[Path]) -> Bag:
     """Open a ROS 1 .bag, a ROS 2 bag folder, an .mcap or a .db3 file, or several of them as one recording.
 
-    A folder without metadata.yaml, as a killed recorder leaves it, is read file by file. Of an MCAP file without
-    an index or with a damage, what lies before the damage is read, and a warning is logged. UserError names
-    the file that cannot be read and why.
+    A folder whose metadata.yaml is missing, as a killed recorder leaves it, or at odds with its files is read file by
+    file; a file of it that cannot be read is left out with a warning. Of an MCAP file without an index or with a
+    damage, what lies before the damage is read, and a warning is logged. UserError names the file that cannot be
+    read and why.
     """
     paths = [path] if isinstance(path, Path) else list(path)
+    files: list[_File] = []
     with ExitStack() as opened:
-        files = []
-        for file in [file for given in paths for file in _storage_files(given)]:
-            files.append(_open_file(file))
-            opened.callback(files[-1].close)
+        for given in paths:
+            for file in _opened(given):
+                opened.callback(file.close)
+                files.append(file)
         opened.pop_all()
     return Bag(files)
 
 
-def _storage_files(path: Path) -> list[Path]:
-    """List what to open for a path: itself, the files of a folder without metadata, or the folder of a file."""
+def _opened(path: Path) -> Iterator[_File]:
+    """Open what a path stands for: a file, the folder of a file, or a folder as a whole or file by file."""
     if not path.exists():
         raise UserError(f"there is no recording {path}")
     if path.is_dir():
-        if (path / "metadata.yaml").exists():
-            return [path]
-        files = sorted(file for file in path.iterdir() if file.suffix in (".mcap", ".db3"))
-        if not files:
-            raise UserError(f"{path} has neither metadata.yaml nor .mcap or .db3 files; it is no ROS 2 bag")
-        return files
-    if path.suffix not in (".bag", ".mcap", ".db3"):
+        yield from _opened_folder(path)
+    elif path.suffix not in (".bag", ".mcap", ".db3"):
         raise UserError(f"{path} is no recording; names end on .bag, .mcap or .db3")
-    return [path.parent if _is_compressed_by_message(path) else path]
+    else:
+        metadata = _metadata_of(path.parent)
+        is_alone = metadata.get("relative_file_paths") == [path.name]
+        # That each message is compressed stands in the metadata beside the file, not in the file.
+        yield _open_file(path.parent if is_alone and _compression(metadata) == "message" else path)
 
 
-def _is_compressed_by_message(path: Path) -> bool:
-    """Whether the metadata beside a file says that each of its messages is compressed; the file does not say it."""
-    if not (path.parent / "metadata.yaml").exists():
-        return False
-    metadata = read_yaml(path.parent / "metadata.yaml").get("rosbag2_bagfile_information", {})
-    is_alone = metadata.get("relative_file_paths") == [path.name]
-    return is_alone and str(metadata.get("compression_mode")).lower() == "message"
+def _opened_folder(folder: Path) -> Iterator[_File]:
+    files = sorted(file for file in folder.iterdir() if file.suffix in (".mcap", ".db3"))
+    has_metadata = (folder / "metadata.yaml").exists()
+    if not files and not has_metadata:
+        raise UserError(f"{folder} has neither metadata.yaml nor .mcap or .db3 files; it is no ROS 2 bag")
+    if has_metadata:
+        try:
+            yield _open_file(folder)
+            return
+        except UserError as error:
+            if not files or _compression(_metadata_of(folder)):
+                raise
+            logger.warning("%s; its files are read one by one", error)
+    readable = 0
+    for file in files:
+        try:
+            opened = _open_file(file)
+        except UserError as error:
+            logger.warning("%s; the other files of the folder are read", error)
+        else:
+            readable += 1
+            yield opened
+    if not readable:
+        raise UserError(f"{folder} cannot be read: none of {', '.join(file.name for file in files)} can")
+
+
+def _metadata_of(folder: Path) -> dict[str, Any]:
+    """Read what a ROS 2 bag folder says of itself; nothing where it does not or not legibly."""
+    try:
+        metadata = read_yaml(folder / "metadata.yaml").get("rosbag2_bagfile_information")
+    except UserError:
+        return {}
+    return metadata if isinstance(metadata, dict) else {}
+
+
+def _compression(metadata: Mapping[str, Any]) -> str:
+    """Tell what rosbag2 compressed, "message" or "file"; empty for nothing, or only what MCAP does inside."""
+    mode = str(metadata.get("compression_mode") or "none").lower()
+    return "" if mode == "none" else mode
 
 
 def _open_file(path: Path) -> _File:
@@ -440,7 +550,7 @@ def _open_file(path: Path) -> _File:
         return _RosbagsFile(path)
     except Exception as error:  # each storage format fails in its own way on bytes that are not its own
         reason = str(error).rstrip(".") or type(error).__name__
-        if path.suffix == ".mcap":
+        if path.suffix == ".mcap" and path.is_file():
             return _ScannedMcap(path, reason)
         remedy = "; try 'rosbag reindex'" if path.suffix == ".bag" else ""
         raise UserError(f"{path} cannot be read: {reason}{remedy}") from error
@@ -522,22 +632,7 @@ class BagWriter:
 
     def write_cloud(self, topic: str, content: CloudContent, log_time_ns: int | None = None) -> None:
         """Write a PointCloud2, logged at its stamp unless another time is given."""
-        fields = [
-            self._new("sensor_msgs/msg/PointField", name=f.name, offset=f.offset, datatype=f.datatype, count=f.count)
-            for f in content.fields
-        ]
-        cloud = self._new(
-            POINT_CLOUD,
-            header=self._header(content.stamp_ns, content.frame_id),
-            height=content.height,
-            width=content.width,
-            fields=fields,
-            is_bigendian=content.is_bigendian,
-            point_step=content.point_step,
-            row_step=content.row_step,
-            data=content.data,
-            is_dense=content.is_dense,
-        )
+        cloud = _cloud_object(self._typestore, content)
         self.write(topic, POINT_CLOUD, content.stamp_ns if log_time_ns is None else log_time_ns, cloud)
 
     def write_image(self, topic: str, image: CameraImage, jpeg: bool = False) -> None:
@@ -550,14 +645,14 @@ class BagWriter:
             return
         self._write_raw_image(topic, "rgb8", image.pixels, image.stamp_ns, header)
 
-    def write_camera_info(self, topic: str, camera: PinholeCamera, stamp_ns: int, frame_id: str) -> None:
+    def write_camera_info(self, topic: str, camera: Camera, stamp_ns: int, frame_id: str) -> None:
         """Write the CameraInfo of a camera whose image is neither binned, cut nor rectified."""
         info = self._new(
             CAMERA_INFO,
             header=self._header(stamp_ns, frame_id),
             height=camera.height,
             width=camera.width,
-            distortion_model="plumb_bob",
+            distortion_model=camera.model,
             d=camera.distortion.astype(np.float64),
             k=camera.matrix.astype(np.float64).ravel(),
             r=np.eye(3).ravel(),
@@ -641,8 +736,7 @@ class BagWriter:
         return self._typestore.types[msgtype](**values)
 
     def _header(self, stamp_ns: int, frame_id: str) -> Any:
-        stamp = self._new("builtin_interfaces/msg/Time", sec=stamp_ns // 10**9, nanosec=stamp_ns % 10**9)
-        return self._new("std_msgs/msg/Header", stamp=stamp, frame_id=frame_id)
+        return _header_object(self._typestore, stamp_ns, frame_id)
 
     def _xyz(self, kind: str, values: np.ndarray) -> Any:
         x, y, z = (float(value) for value in values)
@@ -657,3 +751,24 @@ class BagWriter:
         )
         header = self._header(stamp_ns, parent)
         return self._new("geometry_msgs/msg/TransformStamped", header=header, child_frame_id=child, transform=transform)
+
+
+def _header_object(typestore: Typestore, stamp_ns: int, frame_id: str) -> Any:
+    types = typestore.types
+    stamp = types["builtin_interfaces/msg/Time"](sec=stamp_ns // 10**9, nanosec=stamp_ns % 10**9)
+    return types["std_msgs/msg/Header"](stamp=stamp, frame_id=frame_id)
+
+
+def _cloud_object(typestore: Typestore, content: CloudContent) -> Any:
+    new_field = typestore.types["sensor_msgs/msg/PointField"]
+    return typestore.types[POINT_CLOUD](
+        header=_header_object(typestore, content.stamp_ns, content.frame_id),
+        height=content.height,
+        width=content.width,
+        fields=[new_field(name=f.name, offset=f.offset, datatype=f.datatype, count=f.count) for f in content.fields],
+        is_bigendian=content.is_bigendian,
+        point_step=content.point_step,
+        row_step=content.row_step,
+        data=content.data,
+        is_dense=content.is_dense,
+    )

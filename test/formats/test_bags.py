@@ -36,10 +36,11 @@ from lidar_semseg_ros.formats.bags import (
     topics_of_type,
     why_no_clouds,
 )
-from lidar_semseg_ros.formats.images import read_camera_info, read_image
+from lidar_semseg_ros.formats.images import jpeg_bytes, read_camera_info, read_image
 from lidar_semseg_ros.formats.pointcloud2 import cloud_content, cloud_from_frame, read_cloud
 
 ROS1 = get_typestore(Stores.ROS1_NOETIC)
+ROS1.register(get_types_from_msg("geometry_msgs/TransformStamped[] transforms\n", TF))
 ROS2 = get_typestore(Stores.ROS2_JAZZY)
 SECOND = 10**9
 
@@ -307,6 +308,37 @@ def test_ros1_camera_info_becomes_the_one_of_ros2(tmp_path: Path) -> None:
         for camera in (message.message(), ROS2.deserialize_cdr(message.cdr(), CAMERA_INFO)):
             np.testing.assert_array_equal(read_camera_info(camera).matrix.ravel(), matrix)
             assert read_camera_info(camera).distortion.tolist() == [0, 0.01, 0.02, 0.03, 0.04]
+
+
+def test_ros1_compressed_image_and_fixed_transforms_are_published_as_ros2_has_them(tmp_path: Path) -> None:
+    pixels = np.random.default_rng(0).integers(0, 256, (6, 8, 3), dtype=np.uint8)
+    jpeg = np.frombuffer(jpeg_bytes(pixels), np.uint8)
+    image = new1(COMPRESSED_IMAGE, header=header1(5, "camera"), format="rgb8; jpeg compressed bgr8", data=jpeg)
+    transforms = [
+        new1(
+            "geometry_msgs/msg/TransformStamped",
+            header=header1(5, "base"),
+            child_frame_id=child,
+            transform=new1(
+                "geometry_msgs/msg/Transform",
+                translation=new1("geometry_msgs/msg/Vector3", x=1.0, y=2.0, z=3.0),
+                rotation=new1("geometry_msgs/msg/Quaternion", x=0.0, y=0.0, z=0.0, w=1.0),
+            ),
+        )
+        for child in ("lidar", "camera")
+    ]
+    messages = [
+        ("/tf_static", TF, 1, new1(TF, transforms=transforms[:1])),
+        ("/tf_static", TF, 2, new1(TF, transforms=transforms[1:])),
+        ("/camera/compressed", COMPRESSED_IMAGE, 3, image),
+    ]
+    with open_bag(ros1_bag(tmp_path / "a.bag", messages, latched=["/tf_static"])) as bag:
+        assert bag.latched == {"/tf_static"}
+        lidar, camera, compressed = (ROS2.deserialize_cdr(m.cdr(), m.msgtype) for m in bag.messages())
+    children = [each.child_frame_id for message in (lidar, camera) for each in message.transforms]
+    assert children == ["lidar", "camera"]
+    np.testing.assert_array_equal(compressed.data, jpeg)
+    assert compressed.header.frame_id == "camera" and read_image(compressed).pixels.shape == (6, 8, 3)
 
 
 def test_ros1_transforms_of_the_old_package_have_their_new_type(tmp_path: Path) -> None:
