@@ -11,6 +11,9 @@ from numpy.polynomial import Polynomial
 
 from lidar_semseg_ros.core.errors import UserError
 
+NEGLIGIBLE, ABSURD = 1e-12, 1e6
+"""Distortion coefficients that bend no ray by a pixel, and ones that no lens has; both upset the search for zeros."""
+
 
 @dataclass(frozen=True, kw_only=True)
 class Camera(ABC):
@@ -46,8 +49,8 @@ class Camera(ABC):
         if self.distortion.shape not in [(count,) for count in self.COEFFICIENTS]:
             counts = " or ".join(map(str, self.COEFFICIENTS))
             raise UserError(f"a {type(self).__name__} takes {counts} coefficients, but got {self.distortion.tolist()}")
-        if not np.isfinite(self.distortion).all():
-            raise UserError(f"distortion coefficients must be finite, but they are {self.distortion.tolist()}")
+        if not (np.abs(self.distortion) < ABSURD).all():
+            raise UserError(f"distortion coefficients must be finite and small, but are {self.distortion.tolist()}")
 
     @property
     @abstractmethod
@@ -167,7 +170,7 @@ def _angle_off_axis(xyz: np.ndarray) -> np.ndarray:
 
 def _first_zero(polynomial: Polynomial) -> float:
     """Find the smallest positive zero, or infinity."""
-    zeros = polynomial.trim().roots()
+    zeros = polynomial.trim(NEGLIGIBLE).roots()
     positive = zeros.real[(np.abs(zeros.imag) < 1e-9) & (zeros.real > 0)]
     return float(positive.min(initial=np.inf))
 

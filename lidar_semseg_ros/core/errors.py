@@ -2,6 +2,12 @@
 
 from __future__ import annotations
 
+import functools
+from collections.abc import Callable
+from typing import Any, TypeVar, cast
+
+F = TypeVar("F", bound=Callable[..., Any])
+
 EXTRAS = {
     "torch": "torch",
     "safetensors": "torch",
@@ -15,6 +21,22 @@ EXTRAS = {
 
 class UserError(Exception):
     """Something the user can mend; the message says what was wrong, what was seen and what to do."""
+
+
+def as_ros_defines(kind: str, error: type[UserError] = UserError) -> Callable[[F], F]:
+    """Decorate a reader of messages: a recording may define a type of ROS in its own way, without what is needed."""
+
+    def decorate(reader: F) -> F:
+        @functools.wraps(reader)
+        def read(*arguments: Any, **more: Any) -> Any:
+            try:
+                return reader(*arguments, **more)
+            except AttributeError as missing:
+                raise error(f"this is no {kind} as ROS defines it: {missing}") from missing
+
+        return cast(F, read)
+
+    return decorate
 
 
 def missing_package(error: ModuleNotFoundError) -> UserError:

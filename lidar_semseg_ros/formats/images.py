@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 
 from lidar_semseg_ros.core.camera import Camera, camera_of_model
-from lidar_semseg_ros.core.errors import UserError
+from lidar_semseg_ros.core.errors import UserError, as_ros_defines
 from lidar_semseg_ros.core.frame import CameraImage
 
 JPEG_QUALITY = 92
@@ -22,6 +22,7 @@ class ImageError(UserError):
     """An image message whose description and bytes do not fit together, or in an encoding that is not known."""
 
 
+@as_ros_defines("Image", ImageError)
 def read_image(message: Any) -> CameraImage:
     """Read an Image or CompressedImage message of rclpy, rosbags or anything with the same attributes as RGB.
 
@@ -145,6 +146,7 @@ def jpeg_bytes(pixels: np.ndarray) -> bytes:
     return file.getvalue()
 
 
+@as_ros_defines("CameraInfo")
 def read_camera_info(message: Any, rectified: bool = False) -> Camera:
     """Read the camera of a CameraInfo message of ROS 1 (attributes K, D, P) or ROS 2 (k, d, p).
 

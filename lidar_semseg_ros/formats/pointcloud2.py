@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 
-from lidar_semseg_ros.core.errors import UserError
+from lidar_semseg_ros.core.errors import UserError, as_ros_defines
 from lidar_semseg_ros.core.frame import LidarFrame, PointLabels
 from lidar_semseg_ros.core.sensor import FieldNames
 
@@ -143,6 +143,7 @@ def _listed(fields: tuple[CloudField, ...]) -> str:
     return ", ".join(field.name for field in fields) or "no fields"
 
 
+@as_ros_defines("PointCloud2", CloudError)
 def cloud_content(message: Any) -> CloudContent:
     """Take the content out of a PointCloud2 message of rclpy, rosbags or anything with the same attributes.
 

@@ -10,8 +10,7 @@ from typing import TYPE_CHECKING, Any, Protocol
 import numpy as np
 
 from lidar_semseg_ros.core.errors import UserError
-from lidar_semseg_ros.core.frame import LidarFrame
-from lidar_semseg_ros.network.inputs import InputConfig, NetworkInput, prepare
+from lidar_semseg_ros.network.inputs import NetworkInput, example_input
 from lidar_semseg_ros.network.model_file import ModelDescription, description_in, read_safetensors, require_model_file
 
 if TYPE_CHECKING:
@@ -115,7 +114,7 @@ def _logits(session: InferenceSession, prepared: NetworkInput) -> np.ndarray:
 
 def _check(session: InferenceSession, description: ModelDescription, path: Path) -> None:
     """Raise UserError unless a graph makes finite logits, as many as its description says, of what `prepare` makes."""
-    example = _example(description.inputs)
+    example = example_input(description.inputs)
     try:
         logits = _logits(session, example)
     except Exception as error:  # see _session
@@ -129,13 +128,6 @@ def _check(session: InferenceSession, description: ModelDescription, path: Path)
         )
     if not np.isfinite(logits).all():
         raise UserError(f"{path} gives logits that are NaN or infinite; its training diverged, so take another")
-
-
-def _example(config: InputConfig) -> NetworkInput:
-    """Make the input of a small sweep in the middle of the field of view."""
-    low, high = np.array(config.fov_min_m), np.array(config.fov_max_m)
-    xyz = low + (high - low) * np.random.default_rng(0).uniform(0.4, 0.6, (100, 3))
-    return prepare(LidarFrame(stamp_ns=0, frame_id="", xyz=xyz.astype(np.float32)), config)
 
 
 def _providers(device: str, precision: str, available: list[str], path: Path) -> list[Any]:

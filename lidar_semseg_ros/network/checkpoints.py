@@ -9,8 +9,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from lidar_semseg_ros.core.errors import UserError
-from lidar_semseg_ros.core.frame import LidarFrame
-from lidar_semseg_ros.network.inputs import CroppedPlane, prepare
+from lidar_semseg_ros.network.inputs import CroppedPlane, example_input
 from lidar_semseg_ros.network.model_file import METADATA_KEY, ModelDescription
 
 if TYPE_CHECKING:
@@ -104,7 +103,7 @@ def export_onnx(model: WaffleIron, description: ModelDescription, path: Path) ->
     names = ["features", "neighbours", *(f"{name}_{plane}" for plane in range(planes) for name in CroppedPlane._fields)]
     program = torch.onnx.export(
         FlatInputs(folded(model)).eval(),
-        tuple(torch.from_numpy(array) for array in _example(description)),
+        tuple(torch.from_numpy(array) for array in example_input(description.inputs).arrays()),
         dynamo=True,
         input_names=names,
         output_names=["logits"],
@@ -117,16 +116,6 @@ def export_onnx(model: WaffleIron, description: ModelDescription, path: Path) ->
     graph = program.model_proto
     onnx.helper.set_model_props(graph, {METADATA_KEY: description.to_json()})
     onnx.save(graph, path)
-
-
-def _example(description: ModelDescription) -> list[np.ndarray]:
-    """Make a small input on which to trace the graph, all of whose dynamic sizes differ."""
-    config = description.inputs
-    rng = np.random.default_rng(0)
-    low, high = np.array(config.fov_min_m), np.array(config.fov_max_m)
-    xyz = (low + (high - low) * rng.uniform((0.3, 0.2, 0.4), (0.7, 0.7, 0.8), (300, 3))).astype(np.float32)
-    prepared = prepare(LidarFrame(stamp_ns=0, frame_id="", xyz=xyz), config)
-    return prepared.arrays()
 
 
 def _dynamic_shapes(planes: int) -> tuple[Any, ...]:

@@ -25,6 +25,9 @@ oneDNN grew by a gigabyte within 200 sweeps of as many shapes."""
 FOV_MARGIN_M = 1e-4
 """Points closer than this to the border of the field of view are left out, as published."""
 
+MOST_CELLS, MOST_NEIGHBOURS = 2**24, 256
+"""More than any network of this kind has; what a damaged file claims must not take all memory."""
+
 
 @dataclass(frozen=True, kw_only=True)
 class InputConfig:
@@ -55,17 +58,23 @@ class InputConfig:
     def __post_init__(self) -> None:
         if not self.voxel_size_m > 0:
             raise UserError(f"voxel_size_m must be positive, but it is {self.voxel_size_m}")
+        if not np.isfinite([*self.fov_min_m, *self.fov_max_m]).all():
+            raise UserError(f"fov_min_m {self.fov_min_m} and fov_max_m {self.fov_max_m} must be finite")
         if not all(low < high for low, high in zip(self.fov_min_m, self.fov_max_m)):
             raise UserError(f"fov_min_m {self.fov_min_m} must lie below fov_max_m {self.fov_max_m} on every axis")
         if not self.planes or any(plane not in PLANE_AXES for plane in self.planes):
             raise UserError(f"planes must list axes to project along (x, y, z), but they are {self.planes}")
-        if len(self.grids) != len(self.planes) or any(len(grid) != 2 or min(grid) < 1 for grid in self.grids):
+        if len(self.grids) != len(self.planes) or any(
+            len(grid) != 2 or min(grid) < 1 or grid[0] * grid[1] > MOST_CELLS for grid in self.grids
+        ):
             raise UserError(f"each of the planes {self.planes} needs a grid of (rows, columns), but got {self.grids}")
         unknown = [feature for feature in self.features if feature not in FEATURES]
         if unknown or not self.features:
             raise UserError(f"features must be of {', '.join(FEATURES)}, but they are {self.features}")
-        if self.neighbours < 1 or not self.intensity_std > 0 or not self.max_label_distance_m > 0:
-            raise UserError("neighbours, intensity_std and max_label_distance_m must be positive")
+        if not 1 <= self.neighbours <= MOST_NEIGHBOURS:
+            raise UserError(f"neighbours must lie in 1 … {MOST_NEIGHBOURS}, but they are {self.neighbours}")
+        if not self.intensity_std > 0 or not self.max_label_distance_m > 0:
+            raise UserError("intensity_std and max_label_distance_m must be positive")
 
     def to_mapping(self) -> dict[str, Any]:
         """Give the form that files hold, without an infinity, which JSON lacks; `from_mapping` reads it back."""
@@ -156,6 +165,14 @@ def prepare(frame: LidarFrame, config: InputConfig, max_points: int = 0) -> Netw
         measured=measured,
         nearest=nearest,
     )
+
+
+def example_input(config: InputConfig) -> NetworkInput:
+    """Make the input of a small sweep, all of whose dynamic sizes differ: to trace a graph, or to try one out."""
+    low, high = np.array(config.fov_min_m), np.array(config.fov_max_m)
+    share = np.random.default_rng(0).uniform((0.3, 0.2, 0.4), (0.7, 0.7, 0.8), (300, 3))
+    xyz = (low + (high - low) * share).astype(np.float32)
+    return prepare(LidarFrame(stamp_ns=0, frame_id="", xyz=xyz), config)
 
 
 def _usable(frame: LidarFrame, voxel_size_m: float) -> np.ndarray:

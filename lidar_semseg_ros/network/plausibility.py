@@ -13,7 +13,7 @@ UNIT_FACTOR = 8.0
 0 … 65535 lie farther apart, two sensors of one unit less."""
 
 MOSTLY = 0.5
-"""A sensor of whose returns a larger share lies outside the model's field of view is mounted otherwise than it seems."""
+"""Where a larger share of the returns lies outside the model's field of view, the sensor is mounted otherwise."""
 
 
 def doubt(frame: LidarFrame, labels: PointLabels, inputs: InputConfig, sensor: SensorConfig) -> str:

@@ -103,6 +103,8 @@ class Segmenter:
         prepared = prepare(levelled, inputs, sensor.max_points)
         ready = time.perf_counter()
         logits = self._backend.logits(prepared) if len(prepared) else np.empty((0, len(self.classes)), np.float32)
+        if not np.isfinite(logits).all():
+            raise FloatingPointError(f"{self.path.name} gave NaN or infinity in {self.config.precision}; take float32")
         computed = time.perf_counter()
         labels = with_min_score(to_points(logits, prepared), self.config.min_score)
         finished = time.perf_counter()

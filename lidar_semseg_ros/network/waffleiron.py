@@ -328,7 +328,8 @@ def config_of(state: Mapping[str, Tensor], activation: str) -> WaffleIronConfig:
 
 def from_state_dict(config: WaffleIronConfig, state: Mapping[str, Tensor], source: str) -> WaffleIron:
     """Build a network with exactly these weights; UserError names missing, unknown and misshapen keys."""
-    model = WaffleIron(config)
+    with torch.device("meta"):  # without memory: what a damaged file claims may be huge
+        model = WaffleIron(config)
     expected = model.state_dict()
     faults = [f"missing {key}" for key in expected if key not in state]
     faults += [f"unknown {key}" for key in state if key not in expected]
@@ -340,5 +341,5 @@ def from_state_dict(config: WaffleIronConfig, state: Mapping[str, Tensor], sourc
     if faults:
         more = f" … and {len(faults) - 8} more" if len(faults) > 8 else ""
         raise UserError(f"{source} does not fit {config}: {'; '.join(faults[:8])}{more}")
-    model.load_state_dict(state)
+    model.load_state_dict({key: state[key].to(value.dtype) for key, value in expected.items()}, assign=True)
     return model

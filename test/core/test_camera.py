@@ -235,3 +235,17 @@ def test_a_camera_that_cannot_be_is_refused_with_the_reason(changes: dict, said:
 def test_a_pinhole_with_the_coefficients_of_a_fisheye_is_refused() -> None:
     with pytest.raises(UserError, match="PinholeCamera takes 5 or 8 coefficients"):
         pinhole(distortion=np.zeros(4))
+
+
+@pytest.mark.parametrize("kind", [(PinholeCamera, 5), (PinholeCamera, 8), (FisheyeCamera, 4)])
+@pytest.mark.parametrize("tiny", [1e-310, -1e-200, 1e-13])
+def test_a_vanishing_coefficient_bends_nothing_and_an_absurd_one_is_refused(
+    kind: tuple[type[Camera], int], tiny: float
+) -> None:
+    camera, count = kind
+    size = {"width": 640, "height": 480, "matrix": np.array([[400.0, 0, 320], [0, 400, 240], [0, 0, 1]])}
+    straight, bent = (camera(**size, distortion=np.full(count, value)) for value in (0.0, tiny))
+    ahead = np.random.default_rng(0).uniform((-1, -1, 1), (1, 1, 5), (50, 3))
+    assert np.allclose(straight.project(ahead)[0], bent.project(ahead)[0], atol=1e-6)
+    with pytest.raises(UserError, match="finite and small"):
+        camera(**size, distortion=np.full(count, 1e300))

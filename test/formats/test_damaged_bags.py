@@ -12,14 +12,19 @@ from typing import Any
 import numpy as np
 import pytest
 import yaml
+from mcap.reader import make_reader
 from mcap.writer import CompressionType, IndexType, Writer
 from rosbags.rosbag1 import Writer as Ros1Writer
 from rosbags.rosbag2 import CompressionFormat, CompressionMode, StoragePlugin
 from rosbags.rosbag2 import Writer as Ros2Writer
 from rosbags.typesys import Stores, get_typestore
 
+from lidar_semseg_ros.core.camera import PinholeCamera
 from lidar_semseg_ros.core.errors import UserError
-from lidar_semseg_ros.formats.bags import STRING, open_bag
+from lidar_semseg_ros.core.frame import LidarFrame
+from lidar_semseg_ros.formats.bags import CAMERA_INFO, POINT_CLOUD, STRING, BagWriter, open_bag
+from lidar_semseg_ros.formats.images import read_camera_info
+from lidar_semseg_ros.formats.pointcloud2 import cloud_from_frame, read_cloud
 
 ROS1 = get_typestore(Stores.ROS1_NOETIC)
 ROS2 = get_typestore(Stores.ROS2_JAZZY)
@@ -375,3 +380,36 @@ def test_messages_come_in_order_of_time_whatever_their_order_in_the_file(tmp_pat
     write_mcap(path, shuffled(), **MCAPS[name])
     path.write_bytes(path.read_bytes()[: path.stat().st_size - cut])
     assert readable(path) == (EXPECTED, "")
+
+
+@pytest.mark.parametrize(
+    ("topic_type", "field", "damaged"),
+    [
+        (POINT_CLOUD, b"uint32 point_step", b"uint32 point_stex"),
+        (CAMERA_INFO, b"uint32 binning_x", b"uint32 binning_q"),
+    ],
+)
+def test_a_type_of_ros_that_a_recording_defines_in_its_own_way_is_named(
+    tmp_path: Path, topic_type: str, field: bytes, damaged: bytes
+) -> None:
+    source, changed = tmp_path / "source.mcap", tmp_path / "changed.mcap"
+    xyz = np.ones((4, 3), np.float32)
+    camera = PinholeCamera(width=4, height=4, matrix=np.eye(3), distortion=np.zeros(5))
+    with BagWriter(source) as writer:
+        frame = LidarFrame(stamp_ns=1, frame_id="lidar", xyz=xyz)
+        writer.write_cloud("/points", cloud_from_frame(frame), log_time_ns=1)
+        writer.write_camera_info("/info", camera, 1, "camera")
+    with source.open("rb") as opened, changed.open("wb") as file:
+        copy = Writer(file, compression=CompressionType.NONE)
+        copy.start("ros2")
+        for schema, channel, message in make_reader(opened).iter_messages():
+            definition = schema.data.replace(field, damaged)
+            schema_id = copy.register_schema(schema.name, schema.encoding, definition)
+            channel_id = copy.register_channel(channel.topic, channel.message_encoding, schema_id)
+            copy.add_message(channel_id, message.log_time, message.data, message.publish_time)
+        copy.finish()
+    read = read_cloud if topic_type == POINT_CLOUD else read_camera_info
+    with open_bag(changed) as bag:
+        message = next(m for m in bag.messages() if m.msgtype == topic_type)
+        with pytest.raises(UserError, match="as ROS defines it"):
+            read(message.message())

@@ -163,7 +163,13 @@ def fuzz_image(data: bytes) -> None:
     rectified = bool(decide.number(0, 1))
     info.k, info.p, info.r = matrix(decide, 3), matrix(decide, 4), np.eye(3).ravel()
     info.d = np.array([double(decide) for _ in range(decide.one_of((0, 4, 5, 8, 12)))])
-    read_camera_info(info, rectified)
+    uv_px, shown = read_camera_info(info, rectified).project(RAYS)
+    if not np.isfinite(uv_px[shown]).all():
+        raise AssertionError("a ray that is shown has no pixel")
+
+
+RAYS = np.random.default_rng(0).uniform(-3, 3, (40, 3))
+"""Points all around a camera."""
 
 
 def matrix(decide: Decisions, columns: int) -> np.ndarray:
@@ -190,16 +196,32 @@ def as_file(data: bytes, name: str) -> Iterator[Path]:
 
 
 def fuzz_bag(data: bytes) -> None:
-    """Open a recording of the kind its first bytes name, and decode every message in it."""
+    """Open a recording of the kind its first bytes name, and decode and read every message in it."""
     from lidar_semseg_ros.core.errors import UserError
-    from lidar_semseg_ros.formats.bags import open_bag, why_no_clouds
+    from lidar_semseg_ros.formats.bags import (
+        CAMERA_INFO,
+        COMPRESSED_IMAGE,
+        IMAGE,
+        POINT_CLOUD,
+        open_bag,
+        why_no_clouds,
+    )
+    from lidar_semseg_ros.formats.images import read_camera_info, read_image
+    from lidar_semseg_ros.formats.pointcloud2 import read_cloud
 
+    readers: dict[str, Callable[[Any], Any]] = {
+        POINT_CLOUD: read_cloud,
+        IMAGE: read_image,
+        COMPRESSED_IMAGE: read_image,
+        CAMERA_INFO: read_camera_info,
+    }
     kinds = {b"#ROSBAG": ".bag", b"SQLite": ".db3"}
     suffix = next((kind for magic, kind in kinds.items() if data.startswith(magic)), ".mcap")
     with as_file(data, "fuzzed" + suffix) as path, open_bag(path) as bag:
         why_no_clouds(bag)
         for message in bag.messages():
-            for read in (message.cdr, message.message):
+            read_message = readers.get(message.msgtype, lambda decoded: decoded)
+            for read in (message.cdr, lambda m=message, r=read_message: r(m.message())):
                 try:
                     read()
                 except UserError:
