@@ -5,6 +5,7 @@ from __future__ import annotations
 import itertools
 import sys
 import threading
+import time
 from functools import partial
 from pathlib import Path
 
@@ -37,6 +38,8 @@ LATCHED = ("/tf_static", "/robot_description", "/map")
 """Topics whose late subscribers expect the last message, also where the recording does not say so."""
 LEAST_DEPTH, MOST_DEPTH = 10, 1000
 KEY_SEEK_S = 5.0
+PATIENCE_S = 3.0
+"""How long to wait for subscribers without a word."""
 SWITCH_INTERVAL_S = 0.0005
 """After how long the thread that reads ahead lets go of the interpreter for the one that publishes on time."""
 
@@ -172,10 +175,17 @@ class PlayerNode(Node):
 
     def _wait_for_subscribers(self) -> None:
         clouds = [publisher for topic, publisher in self._outlets.items() if self._topics[topic] == POINT_CLOUD]
-        while clouds and not self._stopping.is_set():
-            if max(publisher.get_subscription_count() for publisher in clouds) >= self._config.wait_for_subscribers:
-                break
-            self._stopping.wait(0.05)
+        wanted, started = self._config.wait_for_subscribers, time.monotonic()
+        while clouds and max(publisher.get_subscription_count() for publisher in clouds) < wanted:
+            if started and time.monotonic() - started > PATIENCE_S:
+                names = ", ".join(publisher.topic_name for publisher in clouds)
+                self.get_logger().info(
+                    f"waiting for {wanted} subscribers of {names}; a segmenter subscribes as soon as somebody (RViz, "
+                    f"ros2 topic echo, a recorder) subscribes to what it publishes"
+                )
+                started = 0.0
+            if self._stopping.wait(0.05):
+                return
 
     def _publish_clock(self, now_ns: int) -> None:
         if self._clock_publisher is not None:

@@ -22,7 +22,7 @@ rclpy = pytest.importorskip("rclpy", reason="ROS 2 is not installed (source one,
 from rcl_interfaces.msg import Parameter, ParameterType, ParameterValue
 from rcl_interfaces.srv import SetParameters
 from rclpy.qos import DurabilityPolicy, QoSProfile
-from robot import spin_until
+from robot import call, spin_until
 from rosgraph_msgs.msg import Clock
 from sensor_msgs.msg import PointCloud2
 from std_msgs.msg import String
@@ -97,23 +97,16 @@ class Listener:
         self.until(lambda: len(self.times_ns) >= before + count)
         return self.times_ns[before:]
 
-    def ask(self, kind: Any, name: str, request: Any) -> Any:
-        client = self.node.create_client(kind, name)
-        self.until(client.service_is_ready)
-        answer = client.call_async(request)
-        self.until(answer.done)
-        return answer.result()
-
     def pause(self, data: bool) -> Any:
-        return self.ask(SetBool, f"{STEERED}/pause", SetBool.Request(data=data))
+        return call(self.node, SetBool, f"{STEERED}/pause", SetBool.Request(data=data))
 
     def step(self) -> Any:
-        return self.ask(Trigger, f"{STEERED}/step", Trigger.Request())
+        return call(self.node, Trigger, f"{STEERED}/step", Trigger.Request())
 
     def seek(self, seconds: float) -> Any:
         value = ParameterValue(type=ParameterType.PARAMETER_DOUBLE, double_value=seconds)
         request = SetParameters.Request(parameters=[Parameter(name="seek_s", value=value)])
-        return self.ask(SetParameters, f"{STEERED}/set_parameters", request).results[0]
+        return call(self.node, SetParameters, f"{STEERED}/set_parameters", request).results[0]
 
 
 @pytest.fixture
@@ -429,3 +422,10 @@ def test_keys_of_the_terminal_step_pause_and_seek_and_the_terminal_is_given_back
         player.wait()
         os.close(ours)
         os.close(theirs)
+
+
+def test_player_that_waits_for_subscribers_says_whom_it_waits_for(recording: Path, tmp_path: Path) -> None:
+    settings = {"bag": str(recording), "wait_for_subscribers": 1}
+    remaps = {topic: f"/unheard{topic}" for topic in (CLOUDS, WORDS, LATCHED, "/clock")}
+    with running("player", settings, remaps, tmp_path / "player.log") as player:
+        player.wait_for("waiting for 1 subscribers of")
