@@ -22,26 +22,40 @@ from lidar_semseg_ros.formats.pointcloud2 import cloud_content, cloud_from_frame
 SEGMENTATION = "/segmenter/output/pointcloud/segmentation"
 
 
+LOOSE = {
+    "01_kitti00_semantic_sequence/velodyne": "*.bin",
+    "02_kitti_raw_0926_traffic_sequence/velodyne_points": "*.bin",
+    "03_nuscenes_sample_6cam": "*.pcd.bin",
+    "05_rellis3d_offroad_frame": "0*.bin",
+    "06_indoor_rslidar16_webcam/pointcloud": "*.pcd",
+    "07_indoor_vlp16_office_rosbag2": "*.pcd",
+    "08_indoor_hesai_qt64_rosbag2": "*.pcd",
+    "15_indoor_room_scan_pcl": "*.pcd",
+}
+"""Folders of loose scans, of which the first is taken."""
+
+
 @pytest.fixture(scope="module")
-def kitti_bag(shared_data: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The first scans of KITTI raw as a recording."""
-    path = tmp_path_factory.mktemp("kitti") / "kitti.mcap"
-    scans = sorted((shared_data / "02_kitti_raw_0926_traffic_sequence" / "velodyne_points").glob("*.bin"))
+def loose_bag(shared_data: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A scan of every set of loose ones as a recording: eight sensors and as many field layouts on one topic."""
+    path = tmp_path_factory.mktemp("loose") / "loose.mcap"
     with BagWriter(path) as writer:
-        for index, scan in enumerate(scans[:6]):
-            writer.write_cloud("/kitti/velo", cloud_from_frame(read_scan(scan, 10**9 + index * 10**8, "velo")))
+        for index, (folder, pattern) in enumerate(LOOSE.items()):
+            scan = min((shared_data / folder).glob(pattern))
+            writer.write_cloud("/points", cloud_from_frame(read_scan(scan, 10**9 + index * 2 * 10**8, "lidar")))
     return path
 
 
-@pytest.mark.parametrize("source", ["kitti", "indoor VLP-16", "luminar"])
+@pytest.mark.parametrize("source", ["loose scans", "indoor VLP-16", "luminar", "64 beams"])
 def test_live_labels_are_those_of_the_offline_command(
     source: str, shared_data: Path, small_model: Path, tmp_path: Path, request: pytest.FixtureRequest
 ) -> None:
     paths = {
         "indoor VLP-16": shared_data / "07_indoor_vlp16_office_rosbag2" / "pointcloud2_bag_derived",
         "luminar": shared_data / "09_rosbag1_luminar_pointcloud2" / "test.bag",
+        "64 beams": shared_data / "10_rosbag1_64beam_pointcloud2" / "PointCloud2.bag",
     }
-    path = request.getfixturevalue("kitti_bag") if source == "kitti" else paths[source]
+    path = request.getfixturevalue("loose_bag") if source == "loose scans" else paths[source]
     with open_bag(path) as bag:
         topic = chosen_cloud_topic(bag, None, source)
         # Slow enough that nothing is dropped, so that every cloud is compared.
@@ -80,11 +94,20 @@ def test_the_player_plays_every_message_of_a_ros_1_bag_in_order_and_ends(shared_
         assert bag.start_ns / 1e9 - 1 < seconds[0] and abs(seconds[-1] - bag.end_ns / 1e9) < 0.2
 
 
-def test_a_packet_bag_is_played_around_and_names_the_driver(shared_data: Path) -> None:
-    bag = shared_data / "08_indoor_hesai_qt64_rosbag2" / "packets_bag_original"
-    ended = run_node("player_node", "-p", f"bag:={bag}", "-p", "rate:=100.0")
+@pytest.mark.parametrize(
+    ("recording", "said"),
+    [
+        ("08_indoor_hesai_qt64_rosbag2/packets_bag_original", "hesai_ros_driver"),
+        ("07_indoor_vlp16_office_rosbag2/packets_bag_original", "velodyne_pointcloud"),
+        ("11_rosbag2_mcap_zstd_message_image", "no topic of type sensor_msgs/msg/PointCloud2"),
+    ],
+)
+def test_a_recording_without_clouds_is_played_and_says_why_there_are_none(
+    shared_data: Path, recording: str, said: str
+) -> None:
+    ended = run_node("player_node", "-p", f"bag:={shared_data / recording}", "-p", "rate:=100.0")
     assert ended.returncode == 0
-    assert "hesai_ros_driver" in ended.stderr + ended.stdout
+    assert said in ended.stderr + ended.stdout
 
 
 @pytest.mark.parametrize(
@@ -92,35 +115,35 @@ def test_a_packet_bag_is_played_around_and_names_the_driver(shared_data: Path) -
     [
         ([], "set the parameter 'bag'"),
         (["-p", "bag:=nowhere.bag"], "no recording"),
-        (["-p", "bag:={bag}", "-p", "topics:=/lidar"], "has no topic /lidar; it has /kitti/velo"),
+        (["-p", "bag:={bag}", "-p", "topics:=/lidar"], "has no topic /lidar; it has /points"),
         (["-p", "bag:={bag}", "-p", "remap:=velo"], "is no remap"),
         (["-p", "bag:={bag}", "-p", "rate:=0.0"], "must lie in"),
     ],
 )
-def test_a_player_that_cannot_start_says_why(kitti_bag: Path, arguments: list[str], said: str) -> None:
-    ended = run_node("player_node", *(argument.format(bag=kitti_bag) for argument in arguments))
+def test_a_player_that_cannot_start_says_why(loose_bag: Path, arguments: list[str], said: str) -> None:
+    ended = run_node("player_node", *(argument.format(bag=loose_bag) for argument in arguments))
     assert ended.returncode == 2
     assert said in ended.stderr
 
 
-def test_a_looping_player_starts_again_until_it_is_stopped(kitti_bag: Path, tmp_path: Path) -> None:
-    recording = {"file": str(tmp_path / "out.mcap"), "topics": "/kitti/velo"}
-    playing = {"bag": str(kitti_bag), "loop": True, "rate": 5.0, "wait_for_subscribers": 1}
+def test_a_looping_player_starts_again_until_it_is_stopped(loose_bag: Path, tmp_path: Path) -> None:
+    recording = {"file": str(tmp_path / "out.mcap"), "topics": "/points"}
+    playing = {"bag": str(loose_bag), "loop": True, "rate": 5.0, "wait_for_subscribers": 1}
     with running("recorder", recording, {}, tmp_path / "recorder.log") as recorder:
         with running("player", playing, {}, tmp_path / "player.log") as player:
             player.wait_for("played the recording 2 times")
             assert player.stop() == 0
         assert recorder.stop() == 0
     with open_bag(tmp_path / "out.mcap") as out:
-        stamps = [cloud_content(recorded.message()).stamp_ns for recorded in out.messages(["/kitti/velo"])]
-    assert len(stamps) > 6 and stamps[6] == stamps[0]
+        stamps = [cloud_content(recorded.message()).stamp_ns for recorded in out.messages(["/points"])]
+    assert len(stamps) > len(LOOSE) and stamps[len(LOOSE)] == stamps[0]
 
 
-def test_a_recorder_does_not_overwrite_a_recording(kitti_bag: Path) -> None:
-    before = kitti_bag.read_bytes()
-    ended = run_node("recorder_node", "-p", f"file:={kitti_bag}", "-p", "topics:=/a")
+def test_a_recorder_does_not_overwrite_a_recording(loose_bag: Path) -> None:
+    before = loose_bag.read_bytes()
+    ended = run_node("recorder_node", "-p", f"file:={loose_bag}", "-p", "topics:=/a")
     assert ended.returncode == 2 and "exists already" in ended.stderr
-    assert kitti_bag.read_bytes() == before
+    assert loose_bag.read_bytes() == before
 
 
 def test_a_node_that_dies_at_its_start_is_reported_with_its_last_words(tmp_path: Path) -> None:
