@@ -45,6 +45,7 @@ setup(
     install_requires=[
         "setuptools",
         "mcap>=1.6",
+        "numba",
         "numpy",
         "pillow",
         "pyyaml",

@@ -42,7 +42,7 @@ ROS = {
 OTHERS = {
     "core": {"numpy"},
     "formats": {"numpy", "yaml", "rosbags", "mcap", "PIL"},
-    "network": {"numpy", "scipy", "torch", "safetensors", "onnx", "onnxruntime"},
+    "network": {"numpy", "numba", "scipy", "torch", "safetensors", "onnx", "onnxruntime"},
     "teacher": {"numpy", "torch", "transformers"},
     "sim": {"numpy", "embreex"},
     "view": {"numpy", "PIL"},
@@ -51,10 +51,16 @@ OTHERS = {
     "cli": {"numpy", "tqdm"},
 }
 """What each layer may import of third parties."""
-HEAVY = {"torch", "onnx", "onnxruntime", "safetensors", "scipy", "rosbags", "mcap", "embreex", "PIL", "transformers"}
+HEAVY = {"torch", "onnx", "onnxruntime", "safetensors", "scipy", "numba", "rosbags", "mcap", "embreex", "PIL"} | {
+    "transformers"
+}
 """What may be imported only where it is used, except by the modules that are about it."""
-ABOUT = {"network/waffleiron.py": {"torch"}, "distill/losses.py": {"torch"}, "distill/batches.py": {"torch"}} | {
-    "distill/train.py": {"torch"}
+ABOUT = {
+    "network/kernels.py": {"numba"},
+    "network/waffleiron.py": {"torch"},
+    "distill/losses.py": {"torch"},
+    "distill/batches.py": {"torch"},
+    "distill/train.py": {"torch"},
 }
 VAGUE = {"utils", "common", "helpers", "misc"}
 

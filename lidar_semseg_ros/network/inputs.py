@@ -14,6 +14,7 @@ import numpy as np
 
 from lidar_semseg_ros.core.errors import UserError
 from lidar_semseg_ros.core.frame import UNLABELLED, LidarFrame, PointLabels
+from lidar_semseg_ros.network.voxels import neighbours_and_nearest, voxelise
 
 AXES = {"x": 0, "y": 1, "z": 2}
 PLANE_AXES = {"z": (0, 1), "y": (0, 2), "x": (1, 2)}
@@ -147,12 +148,16 @@ def prepare(frame: LidarFrame, config: InputConfig, max_points: int = 0) -> Netw
     """
     measured = np.flatnonzero(_usable(frame, config.voxel_size_m))
     xyz = frame.xyz[measured]
-    kept = first_per_voxel(xyz, config.voxel_size_m)
-    kept = kept[inside_fov(xyz[kept], config)]
-    if 0 < max_points < len(kept):
-        kept = kept[np.linspace(0, len(kept) - 1, max_points).astype(np.int64)]
+    kept, neighbours, nearest = np.empty(0, np.int64), np.empty((0, config.neighbours), np.int64), np.full(len(xyz), -1)
+    if len(xyz):
+        voxels = voxelise(xyz, config.voxel_size_m)
+        kept = voxels.first_rows()
+        kept = kept[inside_fov(xyz[kept], config)]
+        if 0 < max_points < len(kept):
+            kept = kept[np.linspace(0, len(kept) - 1, max_points).astype(np.int64)]
+    if len(kept):
+        neighbours, nearest = neighbours_and_nearest(voxels, kept, config.neighbours, config.max_label_distance_m)
     kept_xyz = xyz[kept]
-    neighbours, nearest = _neighbours_and_nearest(kept_xyz, xyz, config)
     return NetworkInput(
         points=len(frame),
         features=_features(frame, measured[kept], config),
@@ -181,18 +186,6 @@ def _usable(frame: LidarFrame, voxel_size_m: float) -> np.ndarray:
     with np.errstate(invalid="ignore"):
         near: np.ndarray = (np.abs(frame.xyz) < limit_m).all(axis=1)
     return near & frame.has_return()
-
-
-def first_per_voxel(xyz: np.ndarray, voxel_size_m: float) -> np.ndarray:
-    """Pick the first point in file order of every occupied voxel: (V,) row indices, ordered by voxel x, y, z.
-
-    The lattice starts at the cloud's own minimum; voxel numbers are truncated in float32, both as published.
-    """
-    if len(xyz) == 0:
-        return np.empty(0, np.int64)
-    voxel = ((xyz - xyz.min(axis=0)) / np.float32(voxel_size_m)).astype(np.int64)
-    key = (voxel[:, 0] << 42) | (voxel[:, 1] << 21) | voxel[:, 2]
-    return np.unique(key, return_index=True)[1]
 
 
 def inside_fov(xyz: np.ndarray, config: InputConfig) -> np.ndarray:
@@ -242,23 +235,6 @@ def plane_of_cells(cell: np.ndarray, shape: tuple[int, ...]) -> CroppedPlane:
         occupied=occupied,
         weight=weight.reshape(shape),
     )
-
-
-def _neighbours_and_nearest(
-    kept_xyz: np.ndarray, xyz: np.ndarray, config: InputConfig
-) -> tuple[np.ndarray, np.ndarray]:
-    """Find the K nearest other kept points of each kept point, and the nearest kept point of every point."""
-    from scipy.spatial import cKDTree
-
-    if len(kept_xyz) == 0:
-        return np.empty((0, config.neighbours), np.int64), np.full(len(xyz), -1, np.int64)
-    tree = cKDTree(kept_xyz)
-    found = min(config.neighbours + 1, len(kept_xyz))
-    neighbours = tree.query(kept_xyz, k=np.arange(1, found + 1), workers=-1)[1]
-    # Column 0 is the point itself. A cloud of fewer than K + 1 points repeats the nearest ones, a lone point itself.
-    columns = 1 + np.arange(config.neighbours) % (found - 1) if found > 1 else np.zeros(config.neighbours, np.int64)
-    nearest = tree.query(xyz, workers=-1, distance_upper_bound=config.max_label_distance_m)[1]
-    return neighbours[:, columns].astype(np.int64), np.where(nearest < len(kept_xyz), nearest, -1)
 
 
 def _features(frame: LidarFrame, rows: np.ndarray, config: InputConfig) -> np.ndarray:

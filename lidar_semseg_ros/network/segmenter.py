@@ -17,7 +17,7 @@ from lidar_semseg_ros.core.frame import UNLABELLED, LidarFrame, PointLabels
 from lidar_semseg_ros.core.options import setting
 from lidar_semseg_ros.core.sensor import SensorConfig, normalised
 from lidar_semseg_ros.network.backends import BACKENDS, PRECISIONS, Backend
-from lidar_semseg_ros.network.inputs import prepare, to_points
+from lidar_semseg_ros.network.inputs import example_input, prepare, to_points
 
 OUTPUT_LAYOUTS = ("aligned", "autoware", "append")
 STAGES = ("convert", "prepare", "network", "finish", "publish", "total")
@@ -86,6 +86,7 @@ class Segmenter:
         if self.description.classes is None:
             raise UserError(f"{self.path} predicts features, not classes; distill it into a model with classes first")
         self.classes = self.description.classes
+        example_input(self.description.inputs)  # compiles the preparation, so that the first sweep need not wait
 
     def class_map(self) -> str:
         """Tell as JSON what the class ids mean: id, name and colour of each, and the model and its version."""

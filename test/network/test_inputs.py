@@ -8,7 +8,6 @@ from lidar_semseg_ros.core.frame import UNLABELLED, LidarFrame
 from lidar_semseg_ros.network.inputs import (
     InputConfig,
     cropped_plane,
-    first_per_voxel,
     grid_cells,
     inside_fov,
     prepare,
@@ -30,16 +29,6 @@ def sweep(xyz: np.ndarray, intensity: np.ndarray | None = None) -> LidarFrame:
 
 def random_xyz(points: int, seed: int = 0, half: float = 6.0) -> np.ndarray:
     return np.random.default_rng(seed).uniform(-half, half, (points, 3)).astype(np.float32)
-
-
-def test_first_point_in_file_order_stands_for_its_voxel_and_voxels_are_ordered() -> None:
-    xyz = random_xyz(3000, half=1.0)
-    first: dict[tuple[int, ...], int] = {}
-    low = xyz.min(axis=0)
-    for row, point in enumerate(xyz):
-        key = tuple(int(v) for v in np.float32(point - low) / np.float32(0.1))
-        first.setdefault(key, row)
-    assert first_per_voxel(xyz, 0.1).tolist() == [first[key] for key in sorted(first)]
 
 
 def test_points_on_the_border_of_the_field_of_view_are_outside() -> None:
