@@ -168,6 +168,11 @@ def test_a_signal_in_the_midst_of_work_ends_it_quickly_and_cleanly(
         (["-p", "min_scores:=0.5"], "did you mean 'min_score'?"),
         (["-p", "min_score:=high"], "'min_score' takes float, but got 'high'"),
         (["-p", "output.layout:=fancy"], "one of aligned, autoware, append"),
+        (["-p", "device:=gpu"], "'device' takes auto, cpu, cuda"),
+        (["-p", "device:=cuda:99"], "CUDA GPU"),
+        (["-p", "filter.classes:=floor,persons"], "no class 'persons'; it has wall, floor"),
+        (["-p", "overlay.calibration:=my_rig"], "my_rig"),
+        (["-p", "input.range.min:=5.0", "-p", "input.range.max:=1.0"], "must be less than"),
     ],
 )
 def test_a_wrong_start_ends_with_one_line_and_status_2(arguments: list[str], said: str) -> None:
