@@ -50,7 +50,8 @@ def run(args: argparse.Namespace) -> None:
         if start.classes != classes or start.inputs != inputs:
             raise UserError(f"{args.start} has other classes or inputs than {args.config}; start from one of its own")
         model = from_state_dict(network, weights, str(args.start))
-        origin = {"start": start.provenance["command"]}
+        before = f", after {start.provenance['start']}" if "start" in start.provenance else ""
+        origin = {"start": f"{start.provenance['command']} (its {start.provenance['steps']} steps){before}"}
 
     started = f" --start {args.start}" if args.start else ""
     chosen = "".join(f" {flag_of(name)} {value}" for name, value in given_settings(args).items())
