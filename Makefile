@@ -27,5 +27,5 @@ $(READY): setup.py constraints.txt
 	@echo "setting up $(VENV): ROS 2, PyTorch and the rest (once, about a gigabyte) …"
 	@test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
 	@env -u PYTHONPATH $(BIN)/python -m pip install --quiet --disable-pip-version-check \
-		-c constraints.txt -e '.[ros,torch,onnx,export,sim,test]'
+		-c constraints.txt -e '.[ros,torch,onnx,export,sim,teacher,test]'
 	@touch $@

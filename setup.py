@@ -8,7 +8,7 @@ from setuptools import find_packages, setup
 NAME = "lidar_semseg_ros"
 HERE = Path(__file__).resolve().parent
 
-NODES = {"segmenter": "segmenter_node", "player": "player_node", "recorder": "recorder_node"}
+NODES = {name: f"{name}_node" for name in ("segmenter", "teacher", "player", "recorder")}
 ROS_WHEELS = "platform_system == 'Linux' and platform_machine == 'x86_64'"
 COMMON_MESSAGES = ("std-msgs", "sensor-msgs", "geometry-msgs", "diagnostic-msgs", "std-srvs", "nav-msgs")
 
@@ -65,6 +65,8 @@ setup(
         "onnx": ["onnx", "onnxruntime"],
         "export": ["onnx", "onnxscript", "safetensors", "torch"],
         "sim": ["embreex"],
+        "teacher": ["safetensors", "scikit-image", "scikit-learn", "torch", "transformers>=5"],
+        "ray": ["ray"],
         "test": ["hypothesis", "mypy", "opencv-python-headless", "pytest>=8.3,<9", "ruff"],
     },
     entry_points={

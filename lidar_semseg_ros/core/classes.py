@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import logging
+import re
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -12,6 +14,8 @@ from lidar_semseg_ros.core.errors import UserError
 from lidar_semseg_ros.core.frame import UNLABELLED
 
 UNLABELLED_COLOR = (64, 64, 64)
+
+logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -76,3 +80,121 @@ class ClassTable:
             raise UserError(
                 f"{source}: expected 'name' and 'classes' with 'id', 'name' and 'color' each ({error!r})"
             ) from None
+
+
+@dataclass(frozen=True, kw_only=True)
+class ClassMap:
+    """What the classes of a teacher mean in a class table, by the teacher's ids, with their names to check them.
+
+    size: number of the teacher's classes.
+    names: teacher id → its names in use; what a model calls the class must begin with one of them.
+    targets: teacher id → name of the target class, or None for a class that is ignored.
+    unmapped: target of the ids that `targets` leaves out, or None to ignore them.
+    may_lack: target classes that a table may be without; what maps to them is ignored there.
+    """
+
+    name: str
+    size: int
+    names: Mapping[int, tuple[str, ...]]
+    targets: Mapping[int, str | None]
+    unmapped: str | None
+    may_lack: frozenset[str]
+
+    def __post_init__(self) -> None:
+        if not all(0 <= number < self.size for number in self.targets):
+            raise UserError(
+                f"{self.name} maps ids {sorted(self.targets)}; with size {self.size} they end at {self.size - 1}"
+            )
+
+    def remap(self, table: ClassTable, teacher_names: Sequence[str]) -> np.ndarray:
+        """Give (size,) uint8: the class of `table` for each class of the teacher, UNLABELLED for an ignored one.
+
+        teacher_names: by id, as the model has them. UserError if their number or a name does not fit.
+        """
+        if len(teacher_names) != self.size:
+            raise UserError(
+                f"the teacher has {len(teacher_names)} classes, but {self.name} maps {self.size}; "
+                "choose the map of the data set that the teacher was trained on, or none (an empty class_map) if its "
+                "classes are called as in the class table"
+            )
+        self._check_names(teacher_names)
+        return self.remap_by_id(table)
+
+    def remap_by_id(self, table: ClassTable) -> np.ndarray:
+        """Give what `remap` gives, for a teacher that does not say how it calls its classes."""
+        return np.array([self._target(table, number) for number in range(self.size)], np.uint8)
+
+    def _target(self, table: ClassTable, number: int) -> int:
+        target = self.targets.get(number, self.unmapped)
+        if target is None or (target in self.may_lack and target not in table.names):
+            return UNLABELLED
+        return table.id_of(target)
+
+    def _check_names(self, teacher_names: Sequence[str]) -> None:
+        if all(re.fullmatch(r"LABEL_\d+", name) for name in teacher_names):
+            logger.warning("the teacher does not name its classes; they are taken by their ids in %s", self.name)
+            return
+        for number, expected in self.names.items():
+            said = _words(teacher_names[number])
+            if not any(said[: len(_words(name))] == _words(name) for name in expected):
+                raise UserError(
+                    f"the teacher calls its class {number} '{teacher_names[number]}', but in {self.name} it is "
+                    f"'{expected[0]}'; choose the map of the data set that the teacher was trained on"
+                )
+
+    @classmethod
+    def from_mapping(cls, mapping: Mapping[str, Any], source: str = "class map") -> ClassMap:
+        """Read {name, size, map: {target: {id: name or [names]}}, ignore: {id: …}, unmapped, may_lack}.
+
+        UserError names `source` and what is faulty, such as an id that is mapped twice.
+        """
+        names: dict[int, tuple[str, ...]] = {}
+        targets: dict[int, str | None] = {}
+        try:
+            for target, classes in [*mapping["map"].items(), (None, mapping.get("ignore", {}))]:
+                for written, called in classes.items():
+                    number = int(written)
+                    if number in targets:
+                        raise UserError(f"{source} maps id {number} twice; leave one of them out")
+                    names[number] = (called,) if isinstance(called, str) else tuple(called)
+                    targets[number] = target
+            return cls(
+                name=str(mapping["name"]),
+                size=int(mapping["size"]),
+                names=names,
+                targets=targets,
+                unmapped=mapping.get("unmapped"),
+                may_lack=frozenset(mapping.get("may_lack", ())),
+            )
+        except (KeyError, TypeError, ValueError, AttributeError) as error:
+            raise UserError(
+                f"{source}: expected 'name', 'size' and 'map' with {{id: name}} for each target class ({error!r})"
+            ) from None
+
+    @classmethod
+    def of_same_names(cls, table: ClassTable, teacher_names: Sequence[str]) -> ClassMap:
+        """Map a teacher whose classes are called as in `table`; UserError if a name is not in the table."""
+        unknown = [name for name in teacher_names if name not in table.names]
+        if unknown:
+            raise UserError(
+                f"class table {table.name} has no {', '.join(unknown[:5])}, as the teacher calls its classes; "
+                "give a map from the teacher's classes to the table"
+            )
+        return cls(
+            name=table.name,
+            size=len(teacher_names),
+            names={number: (name,) for number, name in enumerate(teacher_names)},
+            targets=dict(enumerate(teacher_names)),
+            unmapped=None,
+            may_lack=frozenset(),
+        )
+
+
+def classes_never_given(table: ClassTable, remap: np.ndarray) -> tuple[str, ...]:
+    """Name the classes of a table that nothing maps to; a mean over classes leaves them out and says so."""
+    return tuple(name for number, name in enumerate(table.names) if number not in remap)
+
+
+def _words(name: str) -> list[str]:
+    # ADE20K writes 'door;double;door', 'stairs, steps' and 'chest of drawers' in its various lists.
+    return re.split(r"[;,_\s]+", name.strip().lower())

@@ -15,6 +15,10 @@ EXTRAS = {
     "onnx": "onnx",
     "onnxscript": "export",
     "embreex": "sim",
+    "transformers": "teacher",
+    "skimage": "teacher",
+    "sklearn": "teacher",
+    "ray": "ray",
 }
 """Optional packages and the extra of this package that brings them."""
 

@@ -54,6 +54,10 @@ class LidarFrame:
     def __len__(self) -> int:
         return len(self.xyz)
 
+    def duration_s(self) -> float:
+        """Give how long after the first point the last one was measured, in seconds; 0 where points have no times."""
+        return 0.0 if self.time_s is None else float(np.nan_to_num(self.time_s).max(initial=0.0))
+
     def has_return(self) -> np.ndarray:
         """Which rows are measurements: (N,) bool, finite and not at the origin."""
         # A sum is finite only if all its terms are; the square of a large but finite float32 overflows

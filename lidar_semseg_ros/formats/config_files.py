@@ -7,7 +7,7 @@ from typing import Any
 
 import yaml
 
-from lidar_semseg_ros.core.classes import ClassTable
+from lidar_semseg_ros.core.classes import ClassMap, ClassTable
 from lidar_semseg_ros.core.errors import UserError
 
 PACKAGE = "lidar_semseg_ros"
@@ -81,3 +81,9 @@ def class_table(name_or_path: str) -> ClassTable:
     """Read a class table: one that comes with the package by its name, any other by the path of its .yaml file."""
     path = config_file("classes", name_or_path, "class table")
     return ClassTable.from_mapping(read_yaml(path), source=str(path))
+
+
+def class_map(name_or_path: str) -> ClassMap:
+    """Read what a teacher's classes mean: a map that comes with the package by its name, any other by its path."""
+    path = config_file("teachers", name_or_path, "map of a teacher's classes")
+    return ClassMap.from_mapping(read_yaml(path), source=str(path))

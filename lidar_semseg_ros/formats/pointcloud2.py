@@ -322,6 +322,12 @@ LAYOUTS = {
 """How labelled clouds are laid out; the offsets of `append` count from the end of the input's point."""
 
 
+PSEUDO_LABELS = PointLayout(
+    (CloudField("class_id", 0, UINT8), CloudField("probability", 1, FLOAT32), CloudField("views", 5, UINT8)), 6
+)
+"""What a teacher appends to each point: class, confidence in it, and how many images voted."""
+
+
 def labelled_cloud(
     content: CloudContent, frame: LidarFrame, labels: PointLabels, palette: np.ndarray, layout: str
 ) -> CloudContent:
@@ -344,6 +350,19 @@ def labelled_cloud(
         return _appended(content, LAYOUTS[layout], columns)
     columns |= _coordinate_columns(frame)
     return _laid_out(content, LAYOUTS[layout], columns)
+
+
+def pseudo_labelled_cloud(
+    content: CloudContent, class_id: np.ndarray, probability: np.ndarray, views: np.ndarray
+) -> CloudContent:
+    """Append what a teacher says, (N,) uint8, float32 and uint8, to the points of a cloud, which keep their bytes.
+
+    CloudError if the cloud has one of these fields already, or if the lengths differ.
+    """
+    columns = {"class_id": class_id, "probability": probability, "views": views}
+    if any(len(values) != len(content) for values in columns.values()):
+        raise CloudError(f"a cloud of {len(content)} points got {len(class_id)} labels")
+    return _appended(content, PSEUDO_LABELS, columns)
 
 
 def visualization_cloud(
@@ -425,7 +444,10 @@ def _appended(content: CloudContent, addition: PointLayout, columns: dict[str, n
     """Put columns behind each point of a cloud."""
     for field in content.fields:
         if field.name in columns:
-            raise CloudError(f"the cloud already has a field '{field.name}'; take output layout aligned or autoware")
+            raise CloudError(
+                f"the cloud already has a field '{field.name}': take output layout aligned or autoware, "
+                "or a cloud without labels"
+            )
     step = content.point_step
     added = tuple(replace(field, offset=field.offset + step) for field in addition.fields)
     layout = PointLayout((*content.fields, *added), step + addition.size)

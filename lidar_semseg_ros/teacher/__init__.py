@@ -1,0 +1,1 @@
+"""Labels for points from foundation models that look at images: vision, lifting, voting, superpixels."""
