@@ -62,13 +62,15 @@ def call(robot: object, kind: object, name: str, request: object) -> object:
 class Robot:
     """Publishes clouds and keeps what the segmenter answers."""
 
-    def __init__(self, node: object, reliability: ReliabilityPolicy = ReliabilityPolicy.RELIABLE) -> None:
+    def __init__(
+        self, node: object, reliability: ReliabilityPolicy = ReliabilityPolicy.RELIABLE, depth: int = 5
+    ) -> None:
         self.node = node
         self.labelled: dict[int, PointCloud2] = {}
         self.values: dict[str, str] = {}
         self.level = b""
         self.stages: dict[str, list[float]] = {}
-        qos = QoSProfile(depth=5, reliability=reliability)
+        qos = QoSProfile(depth=depth, reliability=reliability)
         self.publisher = node.create_publisher(PointCloud2, CLOUDS, qos)
         node.create_subscription(PointCloud2, LABELLED, self._keep, qos)
         node.create_subscription(DiagnosticArray, "/diagnostics", self._read, 10)

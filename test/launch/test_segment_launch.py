@@ -1,0 +1,244 @@
+"""The launch file, by itself and live with the real `ros2 launch`."""
+
+from __future__ import annotations
+
+import os
+import re
+import shutil
+import signal
+import subprocess
+import threading
+import time
+from collections import Counter
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from itertools import pairwise
+from pathlib import Path
+
+import pytest
+
+# Not `launch`, for which Python takes any folder of that name.
+pytest.importorskip("launch_ros", reason="launch_ros is not installed: it comes with a ROS 2 installation")
+pytest.importorskip("rclpy")
+
+import rclpy
+import yaml
+from ament_index_python.packages import PackageNotFoundError, get_package_share_directory
+from launch import LaunchContext
+from launch.actions import DeclareLaunchArgument, OpaqueFunction
+from launch.launch_description_sources import PythonLaunchDescriptionSource
+from launch_ros.actions import Node
+from robot import room, spin_until
+from sensor_msgs.msg import PointCloud2
+
+from lidar_semseg_ros.cli.live import live_environment
+from lidar_semseg_ros.core.frame import LidarFrame
+from lidar_semseg_ros.formats.bags import BagWriter, open_bag
+from lidar_semseg_ros.formats.pointcloud2 import cloud_content, cloud_from_frame
+
+os.environ.update(live_environment())
+
+try:
+    SHARE = Path(get_package_share_directory("lidar_semseg_ros"))
+except PackageNotFoundError:
+    pytest.skip("ament does not know the package: build it with colcon and source it", allow_module_level=True)
+
+LAUNCH_FILE = SHARE / "launch" / "segment.launch.py"
+ARGUMENTS = (
+    "points image camera_info bag rate loop model device params_file record rviz foxglove use_sim_time namespace"
+)
+CLOUDS = "/lidar/points"
+LABELLED = "/robot1/segmenter/output/pointcloud/segmentation"
+CLASS_MAP = "/robot1/segmenter/output/class_map"
+STAMPS_NS = [10**9 + k * 2 * 10**8 for k in range(5)]
+
+
+@pytest.fixture(scope="module")
+def small_bag(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    path = tmp_path_factory.mktemp("bag") / "small.mcap"
+    with BagWriter(path) as writer:
+        for stamp_ns in STAMPS_NS:
+            frame = LidarFrame(stamp_ns=stamp_ns, frame_id="lidar", xyz=room(500, seed=stamp_ns % 7))
+            writer.write_cloud(CLOUDS, cloud_from_frame(frame))
+    return path
+
+
+# ---- the description, without running it
+
+
+def described(**given: str) -> tuple[set[str], dict[str, tuple[list[str], dict[str, object]]]]:
+    """Names of the declared arguments; of each node its command line and its parameters."""
+    context = LaunchContext()
+    context.launch_configurations.update(given)
+    entities = PythonLaunchDescriptionSource(str(LAUNCH_FILE)).get_launch_description(context).entities
+    declared = [entity for entity in entities if isinstance(entity, DeclareLaunchArgument)]
+    for entity in declared:
+        entity.visit(context)
+    nodes = {}
+    for entity in next(e for e in entities if isinstance(e, OpaqueFunction)).visit(context):
+        assert isinstance(entity, Node)
+        entity._perform_substitutions(context)
+        names = {"name": entity.node_name, "ns": f"__ns:={entity.expanded_node_namespace}"}
+        context.extend_locals({"ros_specific_arguments": names})  # as Node.execute does
+        command = ["".join(part.perform(context) for part in parts) for parts in entity.cmd[1:]]
+        parameters: dict[str, object] = {}
+        for option, value in pairwise(command):
+            if option == "--params-file":
+                (content,) = yaml.safe_load(Path(value).read_text()).values()
+                parameters |= content["ros__parameters"]
+        nodes[entity.node_executable] = (command, parameters)
+    return {entity.name for entity in declared}, nodes
+
+
+def test_every_argument_of_the_interface_is_declared_and_by_default_there_is_only_the_segmenter() -> None:
+    declared, nodes = described()
+    assert declared == {*ARGUMENTS.split(), "log_level"}
+    command, parameters = nodes.pop("segmenter")
+    assert not nodes
+    assert parameters["use_sim_time"] is False
+    assert f"~/input/pointcloud:={CLOUDS}" in command
+
+
+def test_a_bag_brings_the_player_and_its_clock_and_nothing_else() -> None:
+    _, nodes = described(bag="some.bag", rate="2", loop="true")
+    assert set(nodes) == {"segmenter", "player"}
+    assert nodes["segmenter"][1]["use_sim_time"] is True
+    expected = {"bag": "some.bag", "rate": 2, "loop": True, "wait_for_subscribers": 1}
+    assert nodes["player"][1] == expected
+
+
+def test_the_player_waits_for_the_recorder_too_and_topics_follow_the_namespace() -> None:
+    _, nodes = described(bag="some.bag", record="out.mcap", namespace="robot1", points="/os/points")
+    assert nodes["player"][1]["wait_for_subscribers"] == 2
+    assert nodes["recorder"][1] == {"file": "out.mcap", "topics": f"/os/points,{LABELLED},{CLASS_MAP}"}
+    assert "__ns:=/robot1" in nodes["segmenter"][0] and "~/input/pointcloud:=/os/points" in nodes["segmenter"][0]
+
+
+def test_model_and_device_are_parameters_only_where_they_are_given(tmp_path: Path) -> None:
+    plain = tmp_path / "plain.yaml"
+    plain.write_text("/**: {ros__parameters: {threads: 1}}")
+    assert described(params_file=str(plain))[1]["segmenter"][1] == {"threads": 1, "use_sim_time": False}
+    _, nodes = described(model="mine.onnx", device="cpu", use_sim_time="True", log_level="debug")
+    command, parameters = nodes["segmenter"]
+    assert (parameters["model"], parameters["device"], parameters["use_sim_time"]) == ("mine.onnx", "cpu", True)
+    assert command[command.index("--log-level") + 1] == "debug"
+
+
+# ---- live
+
+
+class Launched:
+    """A launch in a process group of its own, as a terminal makes one."""
+
+    def __init__(self, *arguments: str) -> None:
+        self.output = ""
+        command = ["ros2", "launch", "lidar_semseg_ros", LAUNCH_FILE.name, *arguments]
+        environment = live_environment() | {"PYTHONUNBUFFERED": "1"}
+        pipe = subprocess.PIPE
+        self.process = subprocess.Popen(
+            command, env=environment, stdout=pipe, stderr=subprocess.STDOUT, text=True, start_new_session=True
+        )
+        self._reader = threading.Thread(target=self._read, daemon=True)
+        self._reader.start()
+
+    def _read(self) -> None:
+        for line in self.process.stdout:
+            self.output += line
+
+    def ctrl_c(self) -> float:
+        """Interrupt everything at once; how long it took to end."""
+        os.killpg(self.process.pid, signal.SIGINT)
+        start = time.monotonic()
+        self.wait()
+        return time.monotonic() - start
+
+    def wait(self) -> int:
+        status = self.process.wait(60)
+        self._reader.join(5)
+        return status
+
+    def left(self) -> list[str]:
+        """Processes of the launch that live."""
+        listed = subprocess.run(["ps", "-eo", "pgid,stat,args"], capture_output=True, text=True, check=True).stdout
+        rows = [line.split(None, 2) for line in listed.splitlines()[1:]]
+        return [args for group, state, args in rows if int(group) == self.process.pid and not state.startswith("Z")]
+
+
+@contextmanager
+def launched(*arguments: str) -> Iterator[Launched]:
+    if shutil.which("ros2") is None:
+        pytest.skip("there is no ros2 command")
+    launch = Launched(*arguments)
+    try:
+        yield launch
+    finally:
+        if launch.left():
+            os.killpg(launch.process.pid, signal.SIGKILL)
+
+
+def heard_until(done: Callable[[Counter[int]], bool], launch: Launched) -> None:
+    """Listen to the labelled clouds until their counts by stamp are as wanted."""
+    heard: Counter[int] = Counter()
+    rclpy.init()
+    try:
+        ear = rclpy.create_node("ear")
+        ear.create_subscription(PointCloud2, LABELLED, lambda m: heard.update([cloud_content(m).stamp_ns]), 10)
+        spin_until(ear, lambda: done(heard) or launch.process.poll() is not None, timeout_s=90)
+        assert launch.process.poll() is None, launch.output
+    finally:
+        rclpy.try_shutdown()
+
+
+def test_a_launch_labels_and_records_a_bag_and_ctrl_c_ends_it_with_a_closed_recording(
+    small_bag: Path, tmp_path: Path
+) -> None:
+    record = tmp_path / "record.mcap"
+    arguments = (f"bag:={small_bag}", "loop:=true", "rate:=0.5", f"record:={record}", "namespace:=robot1")
+    with launched(*arguments, "device:=cpu") as launch:
+        heard_until(lambda heard: all(heard[stamp_ns] >= 2 for stamp_ns in STAMPS_NS), launch)
+        took_s = launch.ctrl_c()
+        assert not launch.left()
+    assert launch.process.returncode == 0
+    clean = re.findall(r"\[(\w+)-\d\]: process has finished cleanly", launch.output)
+    assert sorted(clean) == ["player", "recorder", "segmenter"], launch.output
+    assert "Traceback" not in launch.output and "escalating" not in launch.output
+    assert took_s < 5  # 2 s promised for a node; launch itself takes some more
+    assert record.read_bytes().endswith(b"\x89MCAP0\r\n")
+    with open_bag(record) as bag:
+        assert bag.message_count(CLASS_MAP) == 1
+        labelled = [cloud_content(message.message()) for message in bag.messages([LABELLED])]
+        played = {cloud_content(message.message()).stamp_ns for message in bag.messages([CLOUDS])}
+    assert played == {content.stamp_ns for content in labelled} == set(STAMPS_NS)
+    assert all(len(content) == 500 for content in labelled)
+    assert "class_id" in [field.name for field in labelled[0].fields]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        (["model:=/none.onnx"], "error: there is no model file /none.onnx"),
+        (["bag:=/none.mcap"], "error: there is no recording /none.mcap"),
+        (["params_file:=/none.yaml"], "there is no parameter file /none.yaml"),
+        (["use_sim_time:=maybe"], "Valid options are"),
+        (["namespace:=a-b"], "Invalid namespace"),
+    ],
+)
+def test_a_launch_that_cannot_work_says_why_and_ends_by_itself(arguments: list[str], said: str) -> None:
+    with launched(*arguments) as launch:
+        launch.wait()
+        assert not launch.left()
+    assert said in launch.output
+    assert "Traceback" not in launch.output
+
+
+def test_a_viewer_that_is_not_installed_ends_the_launch_and_leaves_no_process_behind() -> None:
+    try:
+        get_package_share_directory("rviz2")
+    except PackageNotFoundError:
+        pass
+    else:
+        pytest.skip("rviz2 is installed")
+    with launched("rviz:=true") as launch:
+        assert launch.wait() == 1
+        assert not launch.left()
+    assert "package 'rviz2' not found" in launch.output
