@@ -72,7 +72,7 @@ def test_after_pip_ros2_run_finds_programs_that_start_those_in_bin(tmp_path: Pat
     place = "lib/lidar_semseg_ros"
     assert place not in data_files("install")  # there, colcon puts the nodes themselves
     wrappers = [Path(file) for file in data_files("bdist_wheel")[place]]
-    assert sorted(path.name for path in wrappers) == ["player", "recorder", "segmenter"]
+    assert sorted(path.name for path in wrappers) == ["player", "recorder", "segmenter", "teacher"]
     (tmp_path / "bin").mkdir()
     (tmp_path / place).mkdir(parents=True)
     for wrapper in wrappers:
@@ -109,6 +109,15 @@ def test_the_output_layouts_that_can_be_set_are_those_that_can_be_written() -> N
 def test_the_shipped_parameter_file_holds_only_known_settings() -> None:
     parameters = yaml.safe_load((package_share() / "config" / "segment.yaml").read_text())
     from_mapping(SegmenterConfig, parameters["/**"]["ros__parameters"])
+
+
+def test_beside_the_pytest_plugins_of_ros_a_module_that_skips_takes_no_other_with_it(tmp_path: Path) -> None:
+    pytest.importorskip("launch_testing", reason="launch_testing is not installed: it comes with a ROS 2 installation")
+    (tmp_path / "test_skipped.py").write_text("import pytest\npytest.skip('why', allow_module_level=True)\n")
+    (tmp_path / "test_other.py").write_text("def test_other(): pass\n")
+    command = [sys.executable, "-m", "pytest", "-c", str(ROOT / "pyproject.toml"), "-p", "no:cacheprovider", "."]
+    done = subprocess.run(command, capture_output=True, text=True, cwd=tmp_path)
+    assert "1 passed, 1 skipped" in done.stdout
 
 
 @pytest.mark.parametrize("command", COMMANDS)

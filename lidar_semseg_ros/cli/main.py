@@ -6,6 +6,7 @@ import argparse
 import importlib
 import logging
 import sys
+from typing import Any
 
 from lidar_semseg_ros.core.errors import UserError, missing_package
 
@@ -15,7 +16,10 @@ COMMANDS = {
     "play": "replay a recording of any kind into ROS 2",
     "simulate": "record a robot driving through a simulated building, with exact labels",
     "convert": "turn a folder of loose scans into a recording",
+    "label": "make pseudo-labels for recordings from their cameras, without ROS",
+    "inspect": "summarise the pseudo-labels of a recording, with a picture",
     "train": "train a network on simulated buildings",
+    "train-teacher": "train a small vision teacher on images of simulated buildings",
     "evaluate": "compare a model's labels with the exact labels of recordings",
     "import": "make a self-describing model of a published checkpoint",
     "export": "turn a .safetensors model into ONNX",
@@ -37,15 +41,19 @@ def main(argv: list[str] | None = None) -> None:
             subparser = subparsers.add_parser(name, help=text, description=text[0].upper() + text[1:] + ".")
             # Only the module of the command that runs is imported: most pull in heavy libraries.
             if name in argv[:1]:
-                importlib.import_module(f"lidar_semseg_ros.cli.{name}_command").add_arguments(subparser)
+                _module(name).add_arguments(subparser)
         args = parser.parse_args(argv)
-        importlib.import_module(f"lidar_semseg_ros.cli.{args.command}_command").run(args)
+        _module(args.command).run(args)
     except ModuleNotFoundError as error:
         _end(missing_package(error))
     except UserError as error:
         _end(error)
     except KeyboardInterrupt:
         sys.exit(130)
+
+
+def _module(command: str) -> Any:
+    return importlib.import_module(f"lidar_semseg_ros.cli.{command.replace('-', '_')}_command")
 
 
 def _end(error: UserError) -> None:

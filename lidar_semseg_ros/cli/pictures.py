@@ -3,19 +3,19 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any
 
 import numpy as np
 
 from lidar_semseg_ros.core.camera import Camera
 from lidar_semseg_ros.core.classes import ClassTable
 from lidar_semseg_ros.core.frame import UNLABELLED, CameraImage
-from lidar_semseg_ros.core.geometry import invert_rigid, rigid, rotation_from_quaternion, transform_points
+from lidar_semseg_ros.core.geometry import transform_points
 from lidar_semseg_ros.core.pairing import nearest_stamp
 from lidar_semseg_ros.formats.bags import CAMERA_INFO, COMPRESSED_IMAGE, IMAGE, Bag, topics_of_type
 from lidar_semseg_ros.formats.dataset import exact_labels
 from lidar_semseg_ros.formats.images import read_camera_info, read_image
 from lidar_semseg_ros.formats.pointcloud2 import CloudContent, column, read_cloud
+from lidar_semseg_ros.formats.poses import fixed_transforms
 from lidar_semseg_ros.view.paint import birds_eye, legend, overlay, perspective, side_by_side, titled
 from lidar_semseg_ros.view.report import Picture
 
@@ -70,7 +70,7 @@ def _over_image(bag: Bag, stamp_ns: int, lidar_frame: str, xyz: np.ndarray, colo
     image = _nearest_image(bag, stamp_ns)
     if camera is None or image is None:
         return None
-    camera_from_lidar = _transform(bag, image.frame_id, lidar_frame)
+    camera_from_lidar = fixed_transforms(bag).lookup(image.frame_id, lidar_frame)
     if camera_from_lidar is None:
         return None
     points = transform_points(camera_from_lidar, xyz.astype(np.float64))
@@ -94,32 +94,3 @@ def _nearest_image(bag: Bag, stamp_ns: int) -> CameraImage | None:
     stamps = np.array([m.header.stamp.sec * 10**9 + m.header.stamp.nanosec for m in messages], np.int64)
     nearest = nearest_stamp(stamps, stamp_ns, MAX_PAIR_DIFFERENCE_S)
     return None if nearest is None else read_image(messages[nearest])
-
-
-def _transform(bag: Bag, target: str, source: str) -> np.ndarray | None:
-    """Chain target_from_source over a common parent in /tf_static; None where the recording has none."""
-    if "/tf_static" not in bag.topics:
-        return None
-    parents: dict[str, tuple[str, np.ndarray]] = {}
-    for recorded in bag.messages(["/tf_static"]):
-        for stamped in recorded.message().transforms:
-            parents[stamped.child_frame_id] = (stamped.header.frame_id, _matrix(stamped.transform))
-    to_root = [_to_root(parents, frame) for frame in (target, source)]
-    (target_root, root_from_target), (source_root, root_from_source) = to_root
-    return invert_rigid(root_from_target) @ root_from_source if target_root == source_root else None
-
-
-def _to_root(parents: Mapping[str, tuple[str, np.ndarray]], frame: str) -> tuple[str, np.ndarray]:
-    root_from_frame = np.eye(4)
-    for _ in range(len(parents)):
-        if frame not in parents:
-            break
-        frame, parent_from_frame = parents[frame]
-        root_from_frame = parent_from_frame @ root_from_frame
-    return frame, root_from_frame
-
-
-def _matrix(transform: Any) -> np.ndarray:
-    rotation, translation = transform.rotation, transform.translation
-    xyzw = np.array([rotation.x, rotation.y, rotation.z, rotation.w])
-    return rigid(rotation_from_quaternion(xyzw), np.array([translation.x, translation.y, translation.z]))

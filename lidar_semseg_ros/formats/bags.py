@@ -716,6 +716,10 @@ class BagWriter:
         """Write a latched std_msgs/String, such as the class map."""
         self.write(topic, STRING, stamp_ns, self._new(STRING, data=text), latched=True)
 
+    def size(self) -> int:
+        """Tell how many bytes the file has, without what waits for the next flush."""
+        return self._file.tell()
+
     def flush(self) -> None:
         """Hand everything written so far to the operating system."""
         self._writer.flush()

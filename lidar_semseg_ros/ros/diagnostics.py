@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import threading
 from collections import Counter, deque
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 
 import numpy as np
 from diagnostic_msgs.msg import DiagnosticArray, DiagnosticStatus, KeyValue
@@ -80,11 +80,17 @@ class DiagnosticsPublisher:
     """Publishes one status a second, with every count and percentile of a tally."""
 
     def __init__(
-        self, node: Node, tally: Tally, events: tuple[str, ...], facts: dict[str, str], idle: Callable[[], str]
+        self,
+        node: Node,
+        tally: Tally,
+        events: tuple[str, ...],
+        facts: Callable[[], Mapping[str, str]],
+        idle: Callable[[], str],
     ) -> None:
         """Start publishing.
 
-        events: shown even while they are 0. facts: do not change. idle: gives why nothing is done just now, or ''.
+        events: shown even while they are 0. facts: what else there is to say. idle: gives why nothing is done just
+        now, or ''.
         """
         self._node, self._tally, self._events, self._facts, self._idle = node, tally, events, facts, idle
         self._last: Counter[str] = Counter()
@@ -95,7 +101,7 @@ class DiagnosticsPublisher:
     def publish(self) -> None:
         """Publish the status now."""
         counts = self._tally.counts()
-        values = dict(self._facts)
+        values = dict(self._facts())
         values |= {event: str(counts[event]) for event in dict.fromkeys((*self._events, *counts))}
         for stage, (median_ms, p95_ms) in self._tally.percentiles_ms().items():
             values[f"{stage}_ms"] = f"{median_ms:.2f} (p95 {p95_ms:.2f})"

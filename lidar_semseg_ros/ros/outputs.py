@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 from rclpy.node import Node
+from rclpy.publisher import Publisher
 from rclpy.qos import DurabilityPolicy, QoSProfile, qos_profile_sensor_data
 from sensor_msgs.msg import Image, PointCloud2
 from std_msgs.msg import Header, String
@@ -13,6 +14,8 @@ from lidar_semseg_ros.formats.pointcloud2 import CloudContent, filtered_cloud, l
 from lidar_semseg_ros.network.segmenter import Segmenter
 from lidar_semseg_ros.ros.endpoints import outlet
 from lidar_semseg_ros.ros.messages import cloud_message, image_message, installed_message, time_message
+
+LATCHED = QoSProfile(depth=1, durability=DurabilityPolicy.TRANSIENT_LOCAL)
 
 
 class Outputs:
@@ -25,13 +28,7 @@ class Outputs:
         self._filtered = outlet(node, PointCloud2, "~/output/pointcloud/filtered", 1)
         self._label_image = outlet(node, Image, "~/output/label_image", qos_profile_sensor_data)
         self._confidence_image = outlet(node, Image, "~/output/confidence_image", qos_profile_sensor_data)
-        latched = QoSProfile(depth=1, durability=DurabilityPolicy.TRANSIENT_LOCAL)
-        self._class_map = node.create_publisher(String, "~/output/class_map", latched)
-        self._class_map.publish(String(data=segmenter.class_map()))
-        label_info = installed_message("vision_msgs/msg/LabelInfo")
-        if label_info is not None:
-            self._label_info = node.create_publisher(label_info, "~/output/label_info", latched)
-            self._label_info.publish(_label_info(label_info, segmenter.classes.names))
+        self._latched = publish_classes(node, segmenter.class_map(), segmenter.classes.names)
 
     def wanted(self) -> bool:
         """Tell whether anybody subscribes to a result."""
@@ -64,6 +61,17 @@ class Outputs:
         if self._confidence_image.get_subscription_count():
             confidence = np.rint(labels.probability * 255).astype(np.uint8)
             self._confidence_image.publish(image_message(confidence.reshape(shape), header))
+
+
+def publish_classes(node: Node, class_map: str, names: tuple[str, ...]) -> list[Publisher]:
+    """Publish for good what the class ids mean: as JSON, and as LabelInfo where that is installed."""
+    publishers = [node.create_publisher(String, "~/output/class_map", LATCHED)]
+    publishers[0].publish(String(data=class_map))
+    label_info = installed_message("vision_msgs/msg/LabelInfo")
+    if label_info is not None:
+        publishers.append(node.create_publisher(label_info, "~/output/label_info", LATCHED))
+        publishers[1].publish(_label_info(label_info, names))
+    return publishers
 
 
 def _label_info(kind: type, names: tuple[str, ...]) -> object:

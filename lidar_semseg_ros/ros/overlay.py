@@ -113,8 +113,7 @@ class Overlay:
 
     def _paired(self, frame: LidarFrame) -> Any | None:
         """Find the image nearest to the middle of the sweep, as far as a calibration tells when that was."""
-        sweep_s = 0.0 if frame.time_s is None else float(np.nan_to_num(frame.time_s).max(initial=0))
-        time_ns = self._lidar.middle_ns(frame.stamp_ns, sweep_s) if self._lidar else frame.stamp_ns
+        time_ns = self._lidar.middle_ns(frame.stamp_ns, frame.duration_s()) if self._lidar else frame.stamp_ns
         with self._lock:
             images = list(self._images)
         taken_ns = [self._camera.time_ns(stamp_ns) if self._camera else stamp_ns for stamp_ns, _ in images]

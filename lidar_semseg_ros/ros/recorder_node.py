@@ -3,22 +3,32 @@
 from __future__ import annotations
 
 import sys
+import time
+from collections import deque
+from collections.abc import Iterable
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 
+import numpy as np
+from nav_msgs.msg import Odometry
 from rclpy.node import Node
 from rclpy.qos import DurabilityPolicy, QoSProfile
+from rclpy.serialization import deserialize_message
+from std_srvs.srv import SetBool, Trigger
 
 from lidar_semseg_ros.core.errors import UserError
 from lidar_semseg_ros.core.options import setting
-from lidar_semseg_ros.formats.bags import BagWriter
+from lidar_semseg_ros.formats.bags import CAMERA_INFO, COMPRESSED_IMAGE, IMAGE, ODOMETRY, POINT_CLOUD, BagWriter
 from lidar_semseg_ros.ros.messages import installed_message
 from lidar_semseg_ros.ros.parameters import declared
 from lidar_semseg_ros.ros.process import run_node
 from lidar_semseg_ros.ros.timers import steady_timer
 
 DISCOVERY_PERIOD_S = 0.2
+FLUSH_PERIOD_S = 0.5
+SENSOR_TYPES = (POINT_CLOUD, IMAGE, COMPRESSED_IMAGE, CAMERA_INFO)
+"""What `max_rate_hz` and `min_motion_m` thin out; everything else is small and recorded whole."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -27,6 +37,37 @@ class RecorderConfig:
 
     file: str = setting("", "the .mcap file to write; it must not exist yet")
     topics: str = setting("", "topics to record, comma-separated; each is recorded from when it appears")
+    paused: bool = setting(False, "wait for ~/pause with false, or for ~/snapshot")
+    max_size_gb: float = setting(0.0, "recording stops before the file grows larger; 0: never", minimum=0.0)
+    max_rate_hz: float = setting(
+        0.0, "at most so many clouds and images a second are recorded of each topic; 0: all", minimum=0.0
+    )
+    min_motion_m: float = setting(
+        0.0,
+        "clouds and images are recorded only after the robot has moved so far, by the Odometry among the topics; "
+        "0: always",
+        minimum=0.0,
+    )
+    snapshot_s: float = setting(
+        0.0, "seconds that are kept in memory for ~/snapshot, which writes them to a file of their own", minimum=0.0
+    )
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Topic:
+    name: str
+    kind: str
+    is_latched: bool
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Heard:
+    """A message as it came. log_time_ns: on the ROS clock; arrived_s: on the monotonic one."""
+
+    topic: _Topic
+    log_time_ns: int
+    arrived_s: float
+    data: bytes
 
 
 class RecorderNode(Node):
@@ -34,12 +75,22 @@ class RecorderNode(Node):
 
     def __init__(self) -> None:
         super().__init__("recorder")
-        config = declared(self, RecorderConfig)
+        self._config = config = declared(self, RecorderConfig)
         self._wanted = [name.strip() for name in config.topics.split(",") if name.strip()]
         if not config.file or not self._wanted:
             raise UserError("nothing to record; set the parameters 'file' and 'topics'")
-        self._writer = BagWriter(Path(config.file).expanduser())
-        self._timer = steady_timer(self, DISCOVERY_PERIOD_S, self._discover)
+        self._file = Path(config.file).expanduser()
+        self._writer: BagWriter | None = BagWriter(self._file)
+        self._paused = config.paused
+        self._latched: dict[str, deque[_Heard]] = {}
+        self._recent: deque[_Heard] = deque()
+        self._gate = _Gate(config.max_rate_hz, config.min_motion_m)
+        self._discovering = steady_timer(self, DISCOVERY_PERIOD_S, self._discover)
+        self._flushing = steady_timer(self, FLUSH_PERIOD_S, self._flush)
+        self.create_service(Trigger, "~/start", self._start)
+        self.create_service(Trigger, "~/stop", self._stop)
+        self.create_service(Trigger, "~/snapshot", self._snapshot)
+        self.create_service(SetBool, "~/pause", self._pause)
 
     def _discover(self) -> None:
         for topic in list(self._wanted):
@@ -48,26 +99,160 @@ class RecorderNode(Node):
                 self._wanted.remove(topic)
                 self._subscribe(topic, publishers[0].topic_type, publishers[0].qos_profile)
         if not self._wanted:
-            self._timer.cancel()
+            self._discovering.cancel()
 
-    def _subscribe(self, topic: str, kind: str, offered: QoSProfile) -> None:
+    def _subscribe(self, name: str, kind: str, offered: QoSProfile) -> None:
         message_class = installed_message(kind)
         if message_class is None:
-            self.get_logger().warning(f"{topic} is not recorded: message type {kind} is not installed")
+            self.get_logger().warning(f"{name} is not recorded: message type {kind} is not installed")
             return
         qos = QoSProfile(depth=100, reliability=offered.reliability, durability=offered.durability)
-        write = partial(self._write, topic, kind, offered.durability == DurabilityPolicy.TRANSIENT_LOCAL)
-        self.create_subscription(message_class, topic, write, qos, raw=True)
-        self.get_logger().info(f"recording {topic}")
+        topic = _Topic(name=name, kind=kind, is_latched=offered.durability == DurabilityPolicy.TRANSIENT_LOCAL)
+        self.create_subscription(message_class, name, partial(self._hear, topic), qos, raw=True)
+        self.get_logger().info(f"recording {name}")
 
-    def _write(self, topic: str, kind: str, latched: bool, data: bytes) -> None:
-        self._writer.write(topic, kind, self.get_clock().now().nanoseconds, data, latched)
+    def _hear(self, topic: _Topic, data: bytes) -> None:
+        now_ns = self.get_clock().now().nanoseconds
+        heard = _Heard(topic=topic, log_time_ns=now_ns, arrived_s=time.monotonic(), data=data)
+        if topic.is_latched:
+            self._latched.setdefault(topic.name, deque(maxlen=100)).append(heard)
+        if self._config.snapshot_s:
+            self._recent.append(heard)
+            while self._recent[0].arrived_s < heard.arrived_s - self._config.snapshot_s:
+                self._recent.popleft()
+        if topic.kind == ODOMETRY and self._config.min_motion_m:
+            self._gate.move_to(deserialize_message(data, Odometry))
+        if self._writer is not None and (topic.is_latched or (not self._paused and self._gate.lets_through(heard))):
+            self._write(heard)
+
+    def _write(self, heard: _Heard) -> None:
+        assert self._writer is not None
+        limit = self._config.max_size_gb * 1e9
+        if limit and self._writer.size() + len(heard.data) > limit:
+            self.get_logger().error(f"{self._file} has reached max_size_gb; nothing more is recorded")
+            self._close()
+            return
+        try:
+            _put([heard], self._writer)
+        except OSError as error:
+            self._fail(error)
+
+    def _flush(self) -> None:
+        """Hand over what waits, so that a process that is killed loses less than a second."""
+        if self._writer is not None:
+            try:
+                self._writer.flush()
+            except OSError as error:
+                self._fail(error)
+
+    def _fail(self, error: OSError) -> None:
+        self.get_logger().error(
+            f"{self._file} cannot be written any more ({error}); what it holds can be read. Make room and call ~/start"
+        )
+        self._close()
+
+    def _close(self) -> None:
+        writer, self._writer = self._writer, None
+        if writer is not None:
+            try:
+                writer.close()
+            except OSError as error:
+                self.get_logger().error(f"{self._file} has no index ({error}), but can be read without")
+
+    # Services.
+
+    def _start(self, _: Trigger.Request, response: Trigger.Response) -> Trigger.Response:
+        if self._writer is not None:
+            response.success, response.message = False, f"recording to {self._file} already"
+            return response
+        self._file = _next_to(Path(self._config.file).expanduser(), "part")
+        try:
+            self._writer = BagWriter(self._file)
+            _put([heard for kept in self._latched.values() for heard in kept], self._writer)
+        except (UserError, OSError) as error:
+            self._close()
+            response.success, response.message = False, str(error)
+            return response
+        response.success, response.message = True, f"recording to {self._file}"
+        return response
+
+    def _stop(self, _: Trigger.Request, response: Trigger.Response) -> Trigger.Response:
+        response.success = self._writer is not None
+        response.message = f"{self._file} is complete" if response.success else "nothing is being recorded"
+        self._close()
+        return response
+
+    def _pause(self, request: SetBool.Request, response: SetBool.Response) -> SetBool.Response:
+        self._paused = request.data
+        response.success, response.message = True, "paused" if request.data else "recording"
+        return response
+
+    def _snapshot(self, _: Trigger.Request, response: Trigger.Response) -> Trigger.Response:
+        if not self._config.snapshot_s:
+            response.success, response.message = False, "nothing is kept in memory; set the parameter snapshot_s"
+            return response
+        path = _next_to(Path(self._config.file).expanduser(), "snapshot")
+        # Latched ones come from before.
+        kept = [heard for latched in self._latched.values() for heard in latched]
+        try:
+            with BagWriter(path) as writer:
+                _put([*kept, *(heard for heard in self._recent if not heard.topic.is_latched)], writer)
+        except (UserError, OSError) as error:
+            response.success, response.message = False, str(error)
+            return response
+        response.success, response.message = True, f"{len(self._recent)} messages in {path}"
+        return response
 
     def destroy_node(self) -> None:
         """Close the file, then go."""
         if hasattr(self, "_writer"):
-            self._writer.close()
+            self._close()
         super().destroy_node()
+
+
+class _Gate:
+    """Lets clouds and images through by rate and motion."""
+
+    def __init__(self, max_rate_hz: float, min_motion_m: float) -> None:
+        self._period_s = 1 / max_rate_hz if max_rate_hz else 0.0
+        self._min_motion_m = min_motion_m
+        self._last_s: dict[str, float] = {}
+        self._here: np.ndarray | None = None
+        self._there: dict[str, np.ndarray] = {}
+
+    def move_to(self, odometry: Odometry) -> None:
+        """Note where the robot is."""
+        position = odometry.pose.pose.position
+        self._here = np.array([position.x, position.y, position.z])
+
+    def lets_through(self, heard: _Heard) -> bool:
+        """Decide on a message."""
+        if heard.topic.kind not in SENSOR_TYPES:
+            return True
+        name = heard.topic.name
+        # Half a millisecond of slack: a period that is met exactly must not fail by rounding.
+        if heard.arrived_s - self._last_s.get(name, -np.inf) < self._period_s - 5e-4:
+            return False
+        if self._min_motion_m and self._here is not None:
+            there = self._there.get(name)
+            if there is not None and np.linalg.norm(self._here - there) < self._min_motion_m:
+                return False
+            self._there[name] = self._here
+        self._last_s[name] = heard.arrived_s
+        return True
+
+
+def _put(messages: Iterable[_Heard], writer: BagWriter) -> None:
+    for heard in messages:
+        writer.write(heard.topic.name, heard.topic.kind, heard.log_time_ns, heard.data, heard.topic.is_latched)
+
+
+def _next_to(path: Path, word: str) -> Path:
+    """Name the first of file_word_2.mcap, file_word_3.mcap, … that does not exist."""
+    number = 2 if word == "part" else 1
+    while (candidate := path.with_name(f"{path.stem}_{word}_{number}{path.suffix}")).exists():
+        number += 1
+    return candidate
 
 
 def main() -> None:

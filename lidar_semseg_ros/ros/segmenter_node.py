@@ -93,7 +93,7 @@ class SegmenterNode(Node):
         self._tally, self._gaps = Tally(), GapMeter()
         facts = {"model": self._segmenter.description.name, "device": self._segmenter.device}
         events = ("received", "labelled", *DROP_CAUSES, "missing")
-        self._diagnostics = DiagnosticsPublisher(self, self._tally, events, facts, self._idle)
+        self._diagnostics = DiagnosticsPublisher(self, self._tally, events, lambda: facts, self._idle)
         self._worker: Worker[PointCloud2] = Worker(self._work)
         self._segmenter.segment(warm_up_frame())
         self._enabled = True

@@ -102,6 +102,25 @@ def random_views(rng: np.random.Generator, lidar: str | None = None) -> Iterator
             yield scan(scene, model, pose, pose, view, "lidar", int(rng.integers(1000)), rng)
 
 
+def random_images(rng: np.random.Generator, width: int, height: int) -> Iterator[tuple[np.ndarray, np.ndarray]]:
+    """Yield endless images (H, W, 3) uint8 with the class of every pixel (H, W) uint8 from new buildings and places.
+
+    Cameras look anywhere around, slightly up or down, through a wide or a narrow lens.
+    """
+    while True:
+        building = make_building(rng)
+        scene, track = Scene(building), _Track(building)
+        for _ in range(VIEWS_PER_BUILDING):
+            focal_px = width * rng.uniform(0.45, 1.0)
+            matrix = np.array([[focal_px, 0, (width - 1) / 2], [0, focal_px, (height - 1) / 2], [0, 0, 1]])
+            # Without distortion: each lens would need the rays of its pixels anew.
+            camera = PinholeCamera(width=width, height=height, matrix=matrix, distortion=np.zeros(5))
+            turn = rotation_from_rpy(rng.normal(0, 0.03), rng.normal(0, 0.15), rng.uniform(-np.pi, np.pi))
+            body = rigid(turn, np.array([*rng.normal(0, 0.15, 2), rng.uniform(0.3, 1.8)]))
+            place = track.pose(rng.uniform(0, track.length_m))
+            yield render(scene, camera, place @ body @ rigid(OPTICAL_FROM_BODY.T, np.zeros(3)), rng)
+
+
 def place_on_furniture(scene: Scene, rng: np.random.Generator) -> np.ndarray | None:
     """Find a place (3,) closely above the top of some furniture with room above it; None where there is none."""
     building = scene.building

@@ -210,7 +210,7 @@ def test_training_goes_on_from_a_model_and_its_header_tells_the_whole_history(
     second, description = read_safetensors(Path("second.safetensors"))
     weights = [key for key in first if "running" not in key and "num_batches" not in key]
     assert all((first[key] == second[key]).all() for key in weights), "a learning rate of 0 keeps the weights"
-    assert description.provenance["start"] == origin.provenance["command"]
+    assert description.provenance["start"] == f"{origin.provenance['command']} (its {origin.provenance['steps']} steps)"
     assert "--start first.safetensors" in description.provenance["command"]
     assert "--learning-rate 0.0" in description.provenance["command"]
 

@@ -25,7 +25,7 @@ import rclpy
 import yaml
 from ament_index_python.packages import PackageNotFoundError, get_package_share_directory
 from launch import LaunchContext
-from launch.actions import DeclareLaunchArgument, OpaqueFunction
+from launch.actions import DeclareLaunchArgument, IncludeLaunchDescription, OpaqueFunction
 from launch.launch_description_sources import PythonLaunchDescriptionSource
 from launch_ros.actions import Node
 from robot import room, spin_until
@@ -45,7 +45,8 @@ except PackageNotFoundError:
 
 LAUNCH_FILE = SHARE / "launch" / "segment.launch.py"
 ARGUMENTS = (
-    "points image camera_info bag rate loop model device params_file record rviz foxglove use_sim_time namespace"
+    "points image camera_info bag rate loop model device params_file teacher record rviz foxglove use_sim_time "
+    "namespace"
 )
 CLOUDS = "/lidar/points"
 LABELLED = "/robot1/segmenter/output/pointcloud/segmentation"
@@ -66,16 +67,29 @@ def small_bag(tmp_path_factory: pytest.TempPathFactory) -> Path:
 # ---- the description, without running it
 
 
-def described(**given: str) -> tuple[set[str], dict[str, tuple[list[str], dict[str, object]]]]:
+Nodes = dict[str, tuple[list[str], dict[str, object]]]
+
+
+def described(file: Path = LAUNCH_FILE, **given: str) -> tuple[set[str], Nodes]:
     """Names of the declared arguments; of each node its command line and its parameters."""
     context = LaunchContext()
     context.launch_configurations.update(given)
-    entities = PythonLaunchDescriptionSource(str(LAUNCH_FILE)).get_launch_description(context).entities
+    entities = PythonLaunchDescriptionSource(str(file)).get_launch_description(context).entities
+    return _described(entities, context)
+
+
+def _described(entities: list[object], context: LaunchContext) -> tuple[set[str], Nodes]:
     declared = [entity for entity in entities if isinstance(entity, DeclareLaunchArgument)]
     for entity in declared:
         entity.visit(context)
-    nodes = {}
+    nodes: Nodes = {}
     for entity in next(e for e in entities if isinstance(e, OpaqueFunction)).visit(context):
+        if isinstance(entity, IncludeLaunchDescription):
+            *settings, included = entity.visit(context)
+            for one in settings:
+                one.visit(context)
+            nodes |= _described(included.entities, context)[1]
+            continue
         assert isinstance(entity, Node)
         entity._perform_substitutions(context)
         names = {"name": entity.node_name, "ns": f"__ns:={entity.expanded_node_namespace}"}
@@ -122,6 +136,29 @@ def test_model_and_device_are_parameters_only_where_they_are_given(tmp_path: Pat
     command, parameters = nodes["segmenter"]
     assert (parameters["model"], parameters["device"], parameters["use_sim_time"]) == ("mine.onnx", "cpu", True)
     assert command[command.index("--log-level") + 1] == "debug"
+
+
+def test_a_teacher_hears_every_camera_and_is_recorded_with_all_that_training_needs() -> None:
+    given = {"cameras": "left,right", "bag": "some.bag", "record": "out.mcap", "calibration": "ntu_viral"}
+    _, nodes = described(SHARE / "launch" / "teacher.launch.py", **given)
+    assert set(nodes) == {"teacher", "player", "recorder"}
+    command, parameters = nodes["teacher"]
+    for camera in ("left", "right"):
+        assert f"~/input/{camera}/image:=/{camera}/image_raw/compressed" in command
+        assert f"~/input/{camera}/camera_info:=/{camera}/camera_info" in command
+    assert (parameters["cameras"], parameters["compressed"], parameters["use_sim_time"]) == ("left,right", True, True)
+    assert (parameters["extrinsics.source"], parameters["extrinsics.file"]) == ("file", "ntu_viral")
+    topics = str(nodes["recorder"][1]["topics"]).split(",")
+    made = {f"/teacher/output/{name}" for name in ("pointcloud/pseudo_labels", "class_map", "settings")}
+    assert made | {"/left/camera_info", "/right/camera_info", "/odom", "/tf", "/tf_static"} == set(topics)
+
+
+def test_a_segmenter_may_have_a_teacher_beside_it_which_hears_the_same_lidar() -> None:
+    _, nodes = described(teacher="true", bag="some.bag", points="/os/points", cameras="front")
+    assert set(nodes) == {"segmenter", "teacher", "player"}
+    command, parameters = nodes["teacher"]
+    assert "~/input/pointcloud:=/os/points" in command and "~/input/front/image:=/front/image_raw/compressed" in command
+    assert parameters["use_sim_time"] is True and nodes["player"][1]["wait_for_subscribers"] == 2
 
 
 # ---- live

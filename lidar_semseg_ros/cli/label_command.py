@@ -1,0 +1,116 @@
+"""lidar-semseg label: pseudo-labels for every cloud of recordings, from their cameras, without ROS."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from collections.abc import Callable, Sequence
+from concurrent.futures import ProcessPoolExecutor
+from multiprocessing import get_context
+from pathlib import Path
+
+from tqdm import tqdm
+
+from lidar_semseg_ros.cli.inspect_command import print_inspection
+from lidar_semseg_ros.cli.labelling import LabelJob, LabelSummary, label_bag
+from lidar_semseg_ros.cli.settings import add_settings, config_from
+from lidar_semseg_ros.core.errors import UserError
+from lidar_semseg_ros.teacher.labeller import TeacherConfig
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Declare the arguments."""
+    parser.add_argument("bags", type=Path, nargs="+", help="recordings with a lidar and cameras, of ROS 1 or ROS 2")
+    parser.add_argument(
+        "-o", "--output", type=Path, required=True, help="the .mcap file to write; for several recordings, a folder"
+    )
+    parser.add_argument("--topic", help="the cloud topic (default: the only one)")
+    parser.add_argument("--poses", help="topic of Odometry or PoseStamped (default: the only one, or /tf)")
+    parser.add_argument(
+        "--calibration", help="calibration file, or the name of a shipped one (default: CameraInfo and /tf_static)"
+    )
+    parser.add_argument("--images", action="store_true", help="record the images too")
+    parser.add_argument("--workers", type=int, default=1, help="recordings labelled at the same time (default: 1)")
+    parser.add_argument(
+        "--ray", metavar="ADDRESS", help="label on the machines of a Ray cluster ('auto': the one that runs here)"
+    )
+    add_settings(parser, TeacherConfig)
+
+
+def run(args: argparse.Namespace) -> None:
+    """Label all recordings and print what came of each; what was begun before and cut off is finished."""
+    config = config_from(args, TeacherConfig)
+    jobs = [
+        LabelJob(
+            bag=bag,
+            output=output,
+            config=config,
+            topic=args.topic,
+            poses=args.poses,
+            calibration=args.calibration,
+            images=args.images,
+        )
+        for bag, output in zip(args.bags, _outputs(args.bags, args.output))
+    ]
+    if args.ray:
+        summaries = _on_ray(jobs, args.ray)
+    elif args.workers > 1 and len(jobs) > 1:
+        summaries = _in_processes(jobs, args.workers)
+    else:
+        summaries = [label_bag(job, _bar(job)) for job in jobs]
+    for summary in summaries:
+        _print(summary)
+
+
+def _outputs(bags: Sequence[Path], output: Path) -> list[Path]:
+    if len(bags) == 1 and output.suffix == ".mcap":
+        return [output]
+    if output.suffix == ".mcap":
+        raise UserError(f"{len(bags)} recordings do not go into one file; give a folder instead of {output}")
+    names = [bag.stem for bag in bags]
+    repeated = {name for name in names if names.count(name) > 1}
+    if repeated:
+        raise UserError(f"two recordings are called {sorted(repeated)[0]}; label them one by one")
+    output.mkdir(parents=True, exist_ok=True)
+    return [output / f"{name}.mcap" for name in names]
+
+
+def _bar(job: LabelJob) -> Callable[[int, int], None]:
+    bar = tqdm(desc=job.bag.name, unit="cloud", disable=None, file=sys.stderr)
+
+    def show(done: int, total: int) -> None:
+        bar.total = total
+        bar.update(done - bar.n)
+
+    return show
+
+
+def _in_processes(jobs: Sequence[LabelJob], workers: int) -> list[LabelSummary]:
+    # Fresh processes: torch's threads do not survive a fork.
+    with ProcessPoolExecutor(workers, mp_context=get_context("spawn")) as pool:
+        running = [pool.submit(label_bag, job) for job in jobs]
+        bar = tqdm(running, unit="recording", disable=None, file=sys.stderr)
+        return [one.result() for one in bar]
+
+
+def _on_ray(jobs: Sequence[LabelJob], address: str) -> list[LabelSummary]:
+    """Label one recording per task; all machines see the recordings under the same paths."""
+    import ray
+
+    ray.init(address=address, log_to_driver=False)
+    try:
+        remote = ray.remote(label_bag)
+        found: list[LabelSummary] = ray.get([remote.remote(job) for job in jobs])
+    finally:
+        ray.shutdown()
+    return found
+
+
+def _print(summary: LabelSummary) -> None:
+    print(f"{summary.output}: {summary.clouds} clouds labelled, {summary.dropped} dropped; poses: {summary.poses}")
+    for camera, count in sorted(summary.hits.items()):
+        share, skew_ms = count / max(summary.clouds, 1), 1e3 * summary.skew_s[camera]
+        print(f"  {camera}: {share:.0%} of the clouds have its image, taken {-skew_ms:+.0f} ms from the sweep's middle")
+    if summary.clouds and not summary.hits:
+        print("  no image lies near a cloud in time; look at the stamps, or raise --sync-max-dt-s")
+    print_inspection(summary.output, None)

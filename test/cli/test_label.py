@@ -1,0 +1,192 @@
+"""`label` and `inspect` on a simulated drive with two cameras and a tiny teacher."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+transformers = pytest.importorskip("transformers", reason="teachers need transformers, the extra 'teacher'")
+pytest.importorskip("embreex", reason="the simulator needs embreex, the extra [sim]")
+
+from lidar_semseg_ros.cli.main import main
+from lidar_semseg_ros.core.frame import UNLABELLED
+from lidar_semseg_ros.distill.train_teacher import TeacherTrainConfig, save_teacher, train_teacher
+from lidar_semseg_ros.formats.bags import open_bag
+from lidar_semseg_ros.formats.config_files import class_table
+from lidar_semseg_ros.formats.dataset import (
+    CLASS_MAP_TOPIC,
+    LABEL_TOPIC,
+    PSEUDO_LABEL_TOPIC,
+    pseudo_labelled_sweeps,
+    taught_classes,
+    teacher_settings,
+)
+from lidar_semseg_ros.formats.pointcloud2 import cloud_content
+from lidar_semseg_ros.sim.drive import random_images
+
+ROOT = Path(__file__).parents[2]
+FRAMES = 8
+
+
+@pytest.fixture(scope="module")
+def bag(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    path = tmp_path_factory.mktemp("drive") / "drive.mcap"
+    main(["simulate", "-o", str(path), "--lidar", "VLP-16", "--cameras", "2", "--frames", str(FRAMES), "--seed", "3"])
+    return path
+
+
+@pytest.fixture(scope="module")
+def teacher(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A SegFormer that has seen two images: it says something else of each class of pixel, most of it wrong."""
+    folder = tmp_path_factory.mktemp("teacher")
+    config = TeacherTrainConfig(steps=2, batch=1, workers=0)
+    names = class_table("indoor17").names
+    save_teacher(train_teacher(lambda rng: random_images(rng, 64, 48), names, config, lambda *_: None), folder)
+    return folder
+
+
+def arguments(bag: Path, teacher: Path, output: Path, *more: str) -> list[str]:
+    chosen = ["--vision-model", str(teacher), "--class-map", "", "--voting-min-confidence", "0"]
+    return ["label", str(bag), "-o", str(output), *chosen, *more]
+
+
+def content(path: Path) -> list[tuple[str, int, bytes]]:
+    with open_bag(path) as opened:
+        return sorted((one.topic, one.log_time_ns, one.cdr()) for one in opened.messages())
+
+
+@pytest.fixture(scope="module")
+def labelled(bag: Path, teacher: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    path = tmp_path_factory.mktemp("labelled") / "labelled.mcap"
+    main(arguments(bag, teacher, path))
+    return path
+
+
+def test_every_cloud_is_there_with_all_its_bytes_and_a_label_or_none_for_each_point(bag: Path, labelled: Path) -> None:
+    with open_bag(bag) as source, open_bag(labelled) as made:
+        originals = [cloud_content(one.message()) for one in source.messages(["/lidar/points"])]
+        clouds = [cloud_content(one.message()) for one in made.messages([PSEUDO_LABEL_TOPIC])]
+        sweeps = list(pseudo_labelled_sweeps(made))
+    assert len(clouds) == FRAMES
+    for original, cloud, sweep in zip(originals, clouds, sweeps):
+        assert (cloud.stamp_ns, cloud.frame_id) == (original.stamp_ns, original.frame_id)
+        step = original.point_step
+        assert np.array_equal(cloud.data.reshape(-1, cloud.point_step)[:, :step], original.data.reshape(-1, step))
+        given = sweep.class_id != UNLABELLED
+        assert 0.1 < given.mean() < 0.9 and (sweep.probability[given] > 0).all()
+        assert (sweep.views[given] > 0).all() and not sweep.class_id[given].max() > 16
+
+
+def test_a_recording_stands_for_itself(bag: Path, labelled: Path, teacher: Path) -> None:
+    with open_bag(labelled) as made, open_bag(bag) as source:
+        settings = teacher_settings(made)
+        assert taught_classes(made, "").names == class_table("indoor17").names
+        for topic in ("/tf_static", "/odom", "/camera_0/camera_info", LABEL_TOPIC, CLASS_MAP_TOPIC):
+            assert made.message_count(topic) == source.message_count(topic), topic
+        assert made.message_count("/camera_0/image_raw/compressed") == 0
+    assert settings["teacher"]["model"] == str(teacher) and len(settings["teacher"]["sha256"]) == 64
+    assert settings["settings"]["voting.min_share"] == 0.55
+    assert set(settings["cameras"]) == {"camera_0", "camera_1"}
+    # The second camera looks to the left: the lidar's y is its z.
+    camera_from_lidar = np.reshape(settings["cameras"]["camera_1"]["camera_from_lidar"], (4, 4))
+    assert np.allclose(camera_from_lidar[2, :3], [0, 1, 0])
+
+
+def test_images_are_recorded_where_they_are_asked_for(bag: Path, teacher: Path, tmp_path: Path) -> None:
+    main(arguments(bag, teacher, tmp_path / "a.mcap", "--images"))
+    topic = "/camera_1/image_raw/compressed"
+    assert [one for one in content(tmp_path / "a.mcap") if one[0] == topic] == [
+        one for one in content(bag) if one[0] == topic
+    ]
+
+
+def test_a_run_that_was_killed_is_finished_by_the_next_with_the_same_result(
+    bag: Path, teacher: Path, labelled: Path, tmp_path: Path
+) -> None:
+    output, part = tmp_path / "a.mcap", tmp_path / "a.part.mcap"
+    command = [sys.executable, "-m", "lidar_semseg_ros.cli.main", *arguments(bag, teacher, output)]
+    with subprocess.Popen(command, cwd=ROOT, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL) as process:
+        deadline = time.monotonic() + 60
+        while not (part.exists() and part.stat().st_size > 2_000_000) and time.monotonic() < deadline:
+            time.sleep(0.01)
+        process.kill()
+    assert not output.exists() and part.exists()
+    with open_bag(part) as cut_off:
+        assert 0 < cut_off.message_count(PSEUDO_LABEL_TOPIC) < FRAMES
+    main(arguments(bag, teacher, output))
+    assert content(output) == content(labelled)
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["a.mcap"]
+
+
+def test_several_recordings_go_into_a_folder_in_parallel(
+    bag: Path, teacher: Path, labelled: Path, tmp_path: Path
+) -> None:
+    second = tmp_path / "second.mcap"
+    second.write_bytes(bag.read_bytes())
+    chosen = arguments(bag, teacher, tmp_path / "out", "--workers", "2")
+    main([*chosen[:2], str(second), *chosen[2:]])
+    assert content(tmp_path / "out" / "drive.mcap") == content(labelled)
+    assert (tmp_path / "out" / "second.mcap").is_file()
+
+
+def test_inspect_tells_coverage_confidence_and_how_right_the_teacher_is(
+    labelled: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    main(["inspect", str(labelled), "--picture", str(tmp_path / "a.png")])
+    said = capsys.readouterr().out
+    with open_bag(labelled) as made:
+        sweeps = list(pseudo_labelled_sweeps(made))
+    shares = [(one.class_id != UNLABELLED)[one.frame.has_return()].mean() for one in sweeps]
+    assert f"{FRAMES} clouds, {np.mean(shares):.1%} of their points labelled" in said
+    assert "against the exact labels: mIoU" in said and "confidence" in said
+    assert (tmp_path / "a.png").read_bytes().startswith(b"\x89PNG")
+
+
+@pytest.mark.parametrize(
+    ("change", "said"),
+    [
+        (["--calibration", "nowhere"], "no calibration 'nowhere'"),
+        (["--calibration", "ntu_viral"], "which the recording lacks"),
+        (["--topic", "/none"], "has no cloud topic /none"),
+        (["--poses", "/none"], "topics with poses are /odom"),
+        (["--class-map", "ade20k"], "has 17 classes, but ade20k maps 150"),
+        (["--vision-model", "nowhere/at-all"], "hf download nowhere/at-all"),
+        (["--classes", "semantickitti19"], "give a map"),
+    ],
+)
+def test_what_cannot_be_labelled_is_an_error_that_says_what_to_do(
+    change: list[str], said: str, bag: Path, teacher: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with pytest.raises(SystemExit) as ended:
+        main(arguments(bag, teacher, tmp_path / "a.mcap", *change))
+    assert ended.value.code == 2 and said in capsys.readouterr().err
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_recording_without_labels_or_cameras_is_refused(
+    bag: Path, labelled: Path, teacher: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for command, said in (
+        (["inspect", str(bag)], "lidar-semseg label"),
+        (arguments(bag, teacher, labelled), "exists already"),
+    ):
+        with pytest.raises(SystemExit):
+            main(command)
+        assert said in capsys.readouterr().err
+    blind = tmp_path / "blind.mcap"
+    main(["simulate", "-o", str(blind), "--lidar", "VLP-16", "--cameras", "0", "--frames", "1"])
+    with pytest.raises(SystemExit):
+        main(arguments(blind, teacher, tmp_path / "a.mcap"))
+    assert "no camera of the recording can be used" in capsys.readouterr().err
+
+
+def test_the_settings_are_json_for_other_tools(labelled: Path) -> None:
+    with open_bag(labelled) as made:
+        text = next(made.messages(["/teacher/output/settings"])).message().data
+    assert json.loads(text)["never_labelled"] == []

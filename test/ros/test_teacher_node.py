@@ -1,0 +1,229 @@
+"""The teacher node on a simulated drive: the same labels as offline, and nothing piles up."""
+
+from __future__ import annotations
+
+import itertools
+import json
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+pytest.importorskip("rclpy", reason="ROS 2 is not installed (source one, or install the extra [ros])")
+pytest.importorskip("embreex", reason="the simulator needs embreex, the extra [sim]")
+import rclpy
+import yaml
+from diagnostic_msgs.msg import DiagnosticArray
+from nav_msgs.msg import Odometry
+from rclpy.qos import DurabilityPolicy, QoSProfile
+from robot import spin_until
+from sensor_msgs.msg import Image, PointCloud2
+from std_msgs.msg import String
+
+from lidar_semseg_ros.core.frame import UNLABELLED, CameraImage
+from lidar_semseg_ros.core.geometry import invert_rigid
+from lidar_semseg_ros.formats.pointcloud2 import cloud_content, cloud_from_frame, column, read_cloud
+from lidar_semseg_ros.ros import teacher_node
+from lidar_semseg_ros.ros.messages import cloud_message, image_message, time_message
+from lidar_semseg_ros.ros.teacher_node import TeacherNode
+from lidar_semseg_ros.sim.drive import SimConfig, SimulatedFrame, drive
+from lidar_semseg_ros.teacher.labeller import Labeller, TakenImage
+from lidar_semseg_ros.teacher.lifting import LiftingConfig
+from lidar_semseg_ros.teacher.scores import PixelScores, certain_scores
+from lidar_semseg_ros.teacher.voting import VotingConfig
+
+CAMERAS = ("camera_0", "camera_1")
+LABELLED = "/teacher/output/pointcloud/pseudo_labels"
+
+
+class AllKnowing:
+    """Sees the exact class of every pixel, by the image's frame and stamp."""
+
+    gives, never_labelled = "labels", ()
+
+    def __init__(self, frames: Sequence[SimulatedFrame]) -> None:
+        self.asked = 0
+        self._classes = {
+            (camera.name, image.stamp_ns): classes for frame in frames for camera, image, classes in frame.images
+        }
+
+    def label(self, images: Sequence[CameraImage]) -> list[PixelScores]:
+        self.asked += 1
+        found = [self._classes[image.frame_id, image.stamp_ns] for image in images]
+        return [certain_scores(classes, classes.shape[1::-1]) for classes in found]
+
+
+@pytest.fixture(scope="module")
+def frames() -> list[SimulatedFrame]:
+    return list(drive(SimConfig(lidar="VLP-16", cameras=2, frames=6, seed=5, speed_mps=1.0)))
+
+
+@pytest.fixture(scope="module")
+def calibration(frames: list[SimulatedFrame], tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The file that says what the simulator knows of its sensors."""
+    cameras = {}
+    for camera, _, _ in frames[0].images:
+        camera_from_lidar = invert_rigid(camera.base_from_camera) @ frames[0].base_from_lidar
+        cameras[camera.name] = {
+            "width": 640, "height": 480, "model": "plumb_bob", "K": camera.model.matrix.ravel().tolist(),
+            "distortion": camera.model.distortion.tolist(), "direction": "camera_from_lidar",
+            "matrix": camera_from_lidar.tolist(),
+        }  # fmt: skip
+    path = tmp_path_factory.mktemp("rig") / "rig.yaml"
+    path.write_text(yaml.safe_dump({"lidars": {"lidar": {"stamp": "start"}}, "cameras": cameras}))
+    return path
+
+
+class Drive:
+    """The robot: publishes what was simulated and hears the teacher."""
+
+    def __init__(self, teacher: TeacherNode) -> None:
+        self.teacher, self.node = teacher, rclpy.create_node("robot")
+        self.executor = rclpy.executors.SingleThreadedExecutor()
+        for node in (teacher, self.node):
+            self.executor.add_node(node)
+        self.clouds = self.node.create_publisher(PointCloud2, "/teacher/input/pointcloud", 5)
+        self.images = {n: self.node.create_publisher(Image, f"/teacher/input/{n}/image", 5) for n in CAMERAS}
+        self.odometry = self.node.create_publisher(Odometry, "/teacher/input/odometry", 5)
+        self.labelled: dict[int, PointCloud2] = {}
+        self.values: dict[str, str] = {}
+        self.settings: dict[str, Any] = {}
+        latched = QoSProfile(depth=1, durability=DurabilityPolicy.TRANSIENT_LOCAL)
+        self.node.create_subscription(DiagnosticArray, "/diagnostics", self._read, 10)
+        self.node.create_subscription(String, "/teacher/output/settings", self._keep_settings, latched)
+
+    def listen(self) -> None:
+        self.node.create_subscription(PointCloud2, LABELLED, self._keep, 5)
+        self.until(lambda: self.clouds.get_subscription_count() > 0)
+        self.until(lambda: all(p.get_subscription_count() > 0 for p in (*self.images.values(), self.odometry)))
+
+    def until(self, done: Any, timeout_s: float = 30.0) -> None:
+        spin_until(self, done, timeout_s)
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self.node, name)
+
+    def _keep(self, message: PointCloud2) -> None:
+        self.labelled[cloud_content(message).stamp_ns] = message
+
+    def _keep_settings(self, message: String) -> None:
+        self.settings = json.loads(message.data)
+
+    def _read(self, message: DiagnosticArray) -> None:
+        self.values = {entry.key: entry.value for status in message.status for entry in status.values}
+
+    def publish(self, simulated: SimulatedFrame, cameras: Sequence[str] = CAMERAS) -> None:
+        frame = simulated.frame
+        heard = self.teacher._tally.counts()["received"]
+        self.clouds.publish(cloud_message(cloud_from_frame(frame)))
+        # Two clouds at once would be one: the subscription keeps the newest.
+        self.until(lambda: self.teacher._tally.counts()["received"] == heard + 1)
+        for camera, image, _ in simulated.images:
+            if camera.name in cameras:
+                message = image_message(image.pixels, header_of(frame, image))
+                self.images[camera.name].publish(message)
+
+
+def header_of(frame: Any, image: CameraImage) -> Any:
+    from std_msgs.msg import Header
+
+    return Header(stamp=time_message(image.stamp_ns), frame_id=image.frame_id)
+
+
+@pytest.fixture
+def robot(frames: list[SimulatedFrame], calibration: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Drive]:
+    knowing = AllKnowing(frames)
+    monkeypatch.setattr(teacher_node, "chosen_teacher", lambda *_: knowing)
+    monkeypatch.setattr(teacher_node, "teacher_identity", lambda *_: {"model": "all-knowing", "sha256": "0" * 64})
+    chosen = ["cameras:=camera_0,camera_1", "extrinsics.source:=file", f"extrinsics.file:={calibration}"]
+    rclpy.init(args=["--ros-args", *(word for one in chosen for word in ("-p", f"teacher:{one}"))])
+    made = Drive(TeacherNode())
+    yield made
+    made.teacher.destroy_node()
+    made.node.destroy_node()
+    rclpy.try_shutdown()
+
+
+def offline(frames: Sequence[SimulatedFrame]) -> dict[int, np.ndarray]:
+    labeller = Labeller(AllKnowing(frames), LiftingConfig(), VotingConfig())
+    found = {}
+    for simulated in frames:
+        images = {
+            camera.name: TakenImage(
+                time_ns=image.stamp_ns,
+                image=image,
+                camera=camera.model,
+                camera_from_lidar=invert_rigid(camera.base_from_camera) @ simulated.base_from_lidar,
+            )
+            for camera, image, _ in simulated.images
+        }
+        taught = labeller.label(simulated.frame, images, np.eye(4), None)
+        found[simulated.frame.stamp_ns] = taught.labels.class_id
+    return found
+
+
+def test_every_cloud_keeps_its_points_and_gets_the_labels_that_it_gets_offline(
+    robot: Drive, frames: list[SimulatedFrame]
+) -> None:
+    robot.listen()
+    expected = offline(frames)
+    # A cloud is labelled when no nearer image can come: with the images of the next one.
+    robot.publish(frames[0])
+    for before, simulated in itertools.pairwise(frames):
+        robot.publish(simulated)
+        robot.until(lambda s=before: s.frame.stamp_ns in robot.labelled)
+    for simulated in frames[:-1]:
+        cloud = cloud_content(robot.labelled[simulated.frame.stamp_ns])
+        class_id = column(cloud, "class_id")
+        assert np.array_equal(class_id, expected[simulated.frame.stamp_ns])
+        assert np.array_equal(read_cloud(cloud).xyz, simulated.frame.xyz, equal_nan=True)
+        assert ((column(cloud, "probability") > 0) == (class_id != UNLABELLED)).all()
+        given = (class_id != UNLABELLED) & (simulated.labels != UNLABELLED)
+        assert (
+            given.sum() > 1000 and (class_id == simulated.labels)[given].mean() > 0.85
+        )  # the robot turns, and nobody tells
+    robot.until(lambda: robot.values.get("labelled") == str(len(frames) - 1))
+    assert robot.values["camera_0 hit rate"] == robot.values["camera_1 hit rate"] == "1.000"
+    assert float(robot.values["coverage"]) > 0.1
+    robot.until(lambda: bool(robot.settings))
+    assert robot.settings["teacher"]["model"] == "all-knowing" and set(robot.settings["cameras"]) == set(CAMERAS)
+
+
+def test_nobody_subscribed_means_no_work(robot: Drive, frames: list[SimulatedFrame]) -> None:
+    robot.until(lambda: robot.values.get("received") == "0")
+    assert robot.clouds.get_subscription_count() == 0
+
+
+def test_a_camera_that_is_silent_is_waited_for_no_longer_than_set_and_then_goes_without(
+    robot: Drive, frames: list[SimulatedFrame]
+) -> None:
+    robot.listen()
+    for simulated in frames:
+        robot.publish(simulated, cameras=("camera_1",))
+    first = frames[0].frame.stamp_ns
+    robot.until(lambda: first in robot.labelled)
+    assert float(robot.values.get("camera_0 hit rate", 0)) == 0
+
+
+def test_a_cloud_without_any_image_is_counted(robot: Drive, frames: list[SimulatedFrame]) -> None:
+    robot.listen()
+    for simulated in frames:
+        robot.publish(simulated, cameras=())
+    robot.until(lambda: int(robot.values.get("no_image", 0)) >= 1)
+    assert not robot.labelled
+
+
+def test_an_image_of_another_size_than_its_calibration_is_refused_and_the_next_cloud_is_labelled(
+    robot: Drive, frames: list[SimulatedFrame]
+) -> None:
+    robot.listen()
+    frame = frames[0].frame
+    robot.clouds.publish(cloud_message(cloud_from_frame(frame)))
+    for camera, image, _ in frames[0].images:
+        robot.images[camera.name].publish(image_message(image.pixels[::2, ::2], header_of(frame, image)))
+    robot.until(lambda: robot.values.get("invalid") == "1")
+    robot.publish(frames[1])
+    robot.publish(frames[2])
+    robot.until(lambda: frames[1].frame.stamp_ns in robot.labelled)
