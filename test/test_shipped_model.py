@@ -76,7 +76,7 @@ def test_its_onnx_form_gives_the_same_labels_on_a_real_cloud(segmenter: Segmente
     frame = read_scan(shared_data / "15_indoor_room_scan_pcl" / "room_scan1.pcd", 0, "lidar")
     other = Segmenter(SegmenterConfig(model=str(MODELS / "indoor-small.onnx"), device="cpu"), MODELS)
     prepared = prepare(frame, segmenter.description.inputs)
-    logits, other_logits = (found._backend.logits(prepared) for found in (segmenter, other))
+    logits, other_logits = (found.backend.logits(prepared) for found in (segmenter, other))
     assert np.abs(logits - other_logits).max() <= 1e-3
     same = segmenter.segment(frame).labels.class_id == other.segment(frame).labels.class_id
     assert same.mean() >= 0.999

@@ -1,40 +1,294 @@
-"""lidar-semseg bench: how long each stage of a sweep takes on this machine."""
+"""lidar-semseg bench: how long each step of a sweep takes on this machine, from its bytes to labelled bytes."""
 
 from __future__ import annotations
 
 import argparse
+import json
 import platform
+import re
+import resource
+import tempfile
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
+from itertools import islice
+from pathlib import Path
+from typing import Any
 
 import numpy as np
 
 from lidar_semseg_ros.cli.settings import add_settings, config_from
+from lidar_semseg_ros.core.errors import UserError
+from lidar_semseg_ros.core.frame import PointLabels
+from lidar_semseg_ros.formats.bags import open_bag
 from lidar_semseg_ros.formats.config_files import package_share
-from lidar_semseg_ros.network.segmenter import Segmenter, SegmenterConfig
+from lidar_semseg_ros.formats.dataset import chosen_cloud_topic
+from lidar_semseg_ros.formats.pointcloud2 import (
+    CloudContent,
+    cloud_content,
+    cloud_from_frame,
+    labelled_cloud,
+    read_cloud,
+)
+from lidar_semseg_ros.network.inputs import prepare, to_points
+from lidar_semseg_ros.network.model_file import read_description, read_safetensors, write_safetensors
+from lidar_semseg_ros.network.roofline import Ceilings, cost_of, gpu_peak_mb, measured_ceilings
+from lidar_semseg_ros.network.segmenter import Segmenter, SegmenterConfig, model_path
 from lidar_semseg_ros.sim.drive import random_views
+from lidar_semseg_ros.sim.sensors import LIDARS
 from lidar_semseg_ros.view.report import text_table
 
-STAGES = ("prepare", "network", "finish")
+STAGES = ("read", "prepare", "network", "finish", "pack")
+WARM_UP = 3
+MOST_SWEEPS = 16
+"""So many different sweeps are kept in memory and taken in turn."""
+BASELINE_SWEEPS = 5
+CALIBRATION_SWEEPS, CALIBRATION_POINTS = 4, 4000
+
+
+@dataclass(frozen=True, kw_only=True)
+class Timed:
+    """What came of one sweep, and how long each stage took."""
+
+    durations_ms: dict[str, float]
+    labels: PointLabels
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Declare the arguments."""
-    parser.add_argument("--lidar", default="OS1-64", help="the simulated lidar (default: OS1-64)")
+    parser.add_argument(
+        "--points",
+        default="OS1-64",
+        metavar="LIDAR|BAG",
+        help=f"sweeps to label: a simulated lidar ({', '.join(LIDARS)}) or a recording (default: OS1-64)",
+    )
+    parser.add_argument("--topic", help="the cloud topic of the recording (default: the only one)")
     parser.add_argument("--sweeps", type=int, default=20, help="timed sweeps, after three for warming up (default: 20)")
+    parser.add_argument(
+        "--random",
+        metavar="WI-DEPTH-WIDTH",
+        help="a network of this size with random weights, its inputs and classes those of --model",
+    )
+    parser.add_argument(
+        "--baseline", action="store_true", help="also time the published algorithm, in turn with this one"
+    )
+    parser.add_argument("--json", type=Path, metavar="FILE", help="write the figures there, too")
     add_settings(parser, SegmenterConfig)
 
 
 def run(args: argparse.Namespace) -> None:
-    """Time simulated sweeps and print the median and the 95th percentile."""
-    segmenter = Segmenter(config_from(args, SegmenterConfig), package_share() / "models")
-    views = random_views(np.random.default_rng(0), args.lidar)
-    durations_ms: dict[str, list[float]] = {stage: [] for stage in STAGES}
-    for index in range(args.sweeps + 3):
-        frame, _ = next(views)
-        result = segmenter.segment(frame)
-        if index >= 3:
-            for stage in STAGES:
-                durations_ms[stage].append(getattr(result, f"{stage}_ms"))
-    durations_ms["total"] = np.sum([durations_ms[stage] for stage in STAGES], axis=0).tolist()
-    print(f"{segmenter.path.name}, {args.lidar}, {segmenter.device}, {platform.processor() or platform.machine()}")
-    rows = [[stage, f"{np.median(d):.1f}", f"{np.percentile(d, 95):.1f}"] for stage, d in durations_ms.items()]
-    print(text_table(["stage", "p50 ms", "p95 ms"], rows))
+    """Time the sweeps and print the median and the 95th percentile of every stage."""
+    if args.sweeps < 1:
+        raise UserError(f"--sweeps must be at least 1, but it is {args.sweeps}")
+    config = config_from(args, SegmenterConfig)
+    contents = list(islice(clouds(args.points, args.topic), min(args.sweeps, MOST_SWEEPS)))
+    if not contents:
+        raise UserError(f"{args.points} holds no cloud to label")
+    with tempfile.TemporaryDirectory() as folder:
+        if args.random:
+            path = Path(folder) / f"{args.random}.safetensors"
+            write_random_model(path, args.random, model_path(config.model, package_share() / "models"), contents)
+            config = replace(config, model=str(path))
+        segmenter = Segmenter(config, package_share() / "models")
+        figures = measured(segmenter, contents, args.sweeps)
+        if args.baseline:
+            figures["baseline"] = compared(segmenter, contents)
+    print(report(figures))
+    if args.json:
+        args.json.write_text(json.dumps(figures, indent=2) + "\n")
+
+
+def clouds(source: str, topic: str | None) -> Iterator[CloudContent]:
+    """Yield the clouds of a simulated lidar, endlessly, or of a recording."""
+    if source in LIDARS:
+        for frame, _ in random_views(np.random.default_rng(0), source):
+            yield cloud_from_frame(frame)
+    with open_bag(Path(source)) as bag:
+        for recorded in bag.messages([chosen_cloud_topic(bag, topic, source)]):
+            yield cloud_content(recorded.message())
+
+
+def write_random_model(path: Path, size: str, like: Path, contents: list[CloudContent]) -> None:
+    """Write a model of random weights whose batch norms have the statistics of these clouds."""
+    from lidar_semseg_ros.distill.batches import Sample, collate
+    from lidar_semseg_ros.distill.train import calibrated, initial_network
+    from lidar_semseg_ros.network.waffleiron import WaffleIronConfig
+
+    found = re.fullmatch(r"WI-(\d+)-(\d+)", size)
+    if found is None:
+        raise UserError(f"--random takes a size such as WI-24-256 (depth, width), but got '{size}'")
+    description = read_description(like)
+    network = WaffleIronConfig(
+        inputs=len(description.inputs.features),
+        depth=int(found[1]),
+        width=int(found[2]),
+        outputs=description.network["outputs"],
+    )
+    prepared = [
+        prepare(read_cloud(content), description.inputs, CALIBRATION_POINTS)
+        for content in contents[:CALIBRATION_SWEEPS]
+    ]
+    if not any(len(one) for one in prepared):
+        raise UserError("no cloud has a point in the model's field of view; choose other ones with --points")
+    batches = [collate([Sample(one, np.zeros(len(one), np.uint8))]) for one in prepared if len(one)]
+    model = calibrated(initial_network(network, seed=0), batches)
+    described = replace(description, name=size, network=network.to_mapping(), provenance={"source": "random weights"})
+    write_safetensors(path, model.state_dict(), described)
+
+
+def measured(segmenter: Segmenter, contents: list[CloudContent], sweeps: int) -> dict[str, Any]:
+    """Time sweeps; gives everything that is printed, as JSON takes it."""
+    device, network = segmenter.device, segmenter.description.network
+    for index in range(WARM_UP):
+        labelled(segmenter, contents[index % len(contents)])
+    resident_mb, faults = memory_mb(), page_faults()
+    timed = [labelled(segmenter, contents[index % len(contents)]) for index in range(sweeps)]
+    faults = (page_faults() - faults) // sweeps
+    memory = {"first": resident_mb, "last": memory_mb(), "peak": peak_memory_mb()}
+    inputs = segmenter.description.inputs
+    prepared = [prepare(read_cloud(content), inputs) for content in contents]
+    costs = [cost_of(network, one) for one in prepared]
+    ceilings = None
+    if segmenter.path.suffix == ".safetensors":
+        if device != "cpu":
+            memory["peak_gpu"] = gpu_peak_mb(device)
+        ceilings = measured_ceilings(device, segmenter.config.threads)
+    stages = {stage: [one.durations_ms[stage] for one in timed] for stage in (*STAGES, "total")}
+    figures: dict[str, Any] = {
+        "model": segmenter.path.name,
+        "network": f"WI-{network['depth']}-{network['width']}",
+        "device": device,
+        "precision": segmenter.backend.precision,
+        "machine": platform.processor() or platform.machine(),
+        "sweeps": sweeps,
+        "points": float(np.mean([len(content) for content in contents])),
+        "kept_points": float(np.mean([len(one) for one in prepared])),
+        "stages_ms": {stage: percentiles(durations) for stage, durations in stages.items()},
+        "gflop": float(np.mean([cost.flops for cost in costs])) / 1e9,
+        "gbyte": float(np.mean([cost.bytes for cost in costs])) / 1e9,
+        "memory_mb": memory,
+        "page_faults": faults,
+    }
+    if ceilings is not None:
+        figures["ceilings"] = shares(figures, ceilings)
+    return figures
+
+
+def shares(figures: dict[str, Any], ceilings: Ceilings) -> dict[str, float]:
+    """Put the network's rates at the median beside the machine's."""
+    seconds = figures["stages_ms"]["network"]["p50"] / 1e3
+    best = ceilings.bfloat16_flops_per_s if figures["precision"] == "bfloat16" else ceilings.float32_flops_per_s
+    return {
+        "float32_gflop_per_s": ceilings.float32_flops_per_s / 1e9,
+        "bfloat16_gflop_per_s": ceilings.bfloat16_flops_per_s / 1e9,
+        "copy_gbyte_per_s": ceilings.bytes_per_s / 1e9,
+        "share_of_flops": figures["gflop"] * 1e9 / seconds / best,
+        "share_of_bytes": figures["gbyte"] * 1e9 / seconds / ceilings.bytes_per_s,
+    }
+
+
+def labelled(segmenter: Segmenter, content: CloudContent) -> Timed:
+    """Do with one cloud what the node does, from the message's bytes to those of the labelled cloud."""
+    start = time.perf_counter()
+    frame = read_cloud(content, segmenter.config.input.fields)
+    read = time.perf_counter()
+    result = segmenter.segment(frame)
+    labels = time.perf_counter()
+    labelled_cloud(content, frame, result.labels, segmenter.classes.palette(), segmenter.config.output.layout)
+    packed = time.perf_counter()
+    durations_ms = {stage: getattr(result, f"{stage}_ms") for stage in ("prepare", "network", "finish")}
+    durations_ms |= {
+        "read": (read - start) * 1e3,
+        "pack": (packed - labels) * 1e3,
+        "total": (packed - start) * 1e3,
+    }
+    return Timed(durations_ms=durations_ms, labels=result.labels)
+
+
+def compared(segmenter: Segmenter, contents: list[CloudContent]) -> dict[str, Any]:
+    """Time the published algorithm and this one in turn, on the CPU in float32, and compare what they say."""
+    from lidar_semseg_ros.network.reference import PublishedWaffleIron, prepare_as_published
+    from lidar_semseg_ros.network.waffleiron import WaffleIronConfig
+
+    if segmenter.path.suffix != ".safetensors":
+        raise UserError("--baseline takes a .safetensors model, for it needs the weights as they were trained")
+    state, description = read_safetensors(segmenter.path)
+    inputs = description.inputs
+    published = PublishedWaffleIron(
+        WaffleIronConfig(**description.network), state, inputs.grids, segmenter.config.threads
+    )
+    ours_ms, theirs_ms, same, differences = [], [], [], []
+    for index in range(BASELINE_SWEEPS):
+        content = contents[index % len(contents)]
+        ours = labelled(segmenter, content)
+        ours_ms.append(ours.durations_ms["total"])
+        start = time.perf_counter()
+        frame = read_cloud(content, segmenter.config.input.fields)
+        prepared = prepare_as_published(frame, inputs)
+        logits = published.logits(prepared).numpy()
+        labels = to_points(logits, prepared.way_back())
+        labelled_cloud(content, frame, labels, segmenter.classes.palette(), segmenter.config.output.layout)
+        theirs_ms.append((time.perf_counter() - start) * 1e3)
+        same.append(float(np.mean(labels.class_id == ours.labels.class_id)))
+        differences.append(float(np.abs(logits - segmenter.backend.logits(prepare(frame, inputs))).max()))
+    return {
+        "sweeps": BASELINE_SWEEPS,
+        "published_ms": percentiles(theirs_ms),
+        "ours_ms": percentiles(ours_ms),
+        "ratio": float(np.median(theirs_ms) / np.median(ours_ms)),
+        "peak_memory_mb": peak_memory_mb(),
+        "same_labels": float(np.mean(same)),
+        "largest_logit_difference": max(differences),
+    }
+
+
+def memory_mb() -> float:
+    """Tell how much memory the process holds now, in MiB."""
+    pages = int(Path("/proc/self/statm").read_text().split()[1])
+    return pages * resource.getpagesize() / 2**20
+
+
+def peak_memory_mb() -> float:
+    """Tell how much memory the process held at most since it began, in MiB."""
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
+
+
+def page_faults() -> int:
+    """Count the pages that the process was given since it began."""
+    return resource.getrusage(resource.RUSAGE_SELF).ru_minflt
+
+
+def percentiles(durations_ms: list[float]) -> dict[str, float]:
+    """Give median and 95th percentile."""
+    return {"p50": float(np.median(durations_ms)), "p95": float(np.percentile(durations_ms, 95))}
+
+
+def report(figures: dict[str, Any]) -> str:
+    """Write the figures for the terminal."""
+    rows = [[stage, f"{d['p50']:.1f}", f"{d['p95']:.1f}"] for stage, d in figures["stages_ms"].items()]
+    held = figures["memory_mb"]
+    lines = [
+        f"{figures['model']} ({figures['network']}), {figures['precision']} on {figures['device']} of a "
+        f"{figures['machine']}: {figures['points']:,.0f} points a sweep, {figures['kept_points']:,.0f} kept",
+        text_table(["stage", "p50 ms", "p95 ms"], rows),
+        f"network: {figures['gflop']:.1f} GFLOP and at least {figures['gbyte']:.2f} GB a sweep",
+        f"memory: {held['first']:.0f} MB at the first sweep, {held['last']:.0f} MB at the last, {held['peak']:.0f} MB "
+        f"at most; {figures['page_faults']:,} page faults a sweep",
+    ]
+    if "peak_gpu" in held:
+        lines.append(f"memory of the GPU: {held['peak_gpu']:.0f} MB at most")
+    if "ceilings" in figures:
+        c = figures["ceilings"]
+        lines.append(
+            f"that is {c['share_of_flops']:.0%} of the machine's arithmetic, {c['share_of_bytes']:.0%} of its memory "
+            f"(products: {c['float32_gflop_per_s']:.0f} GFLOP/s float32, {c['bfloat16_gflop_per_s']:.0f} bfloat16; "
+            f"copy: {c['copy_gbyte_per_s']:.1f} GB/s)"
+        )
+    if "baseline" in figures:
+        b = figures["baseline"]
+        lines.append(
+            f"published algorithm {b['published_ms']['p50']:.0f} ms, this one {b['ours_ms']['p50']:.0f} ms in turn "
+            f"with it: {b['ratio']:.1f} times as fast; {b['same_labels']:.4%} of the labels the same, logits differ by "
+            f"at most {b['largest_logit_difference']:.1e}"
+        )
+    return "\n".join(lines)

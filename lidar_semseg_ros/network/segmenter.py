@@ -46,7 +46,12 @@ class SegmenterConfig:
 
     model: str = setting("indoor-small", "path of a .safetensors or .onnx model, or the name of a shipped one")
     device: str = setting("auto", "auto (a GPU if there is one), cpu, cuda, cuda:N, or tensorrt for .onnx models")
-    precision: str = setting("float32", "arithmetic of the network", choices=PRECISIONS)
+    precision: str = setting(
+        "float32",
+        "arithmetic of the network; auto: bfloat16 where the machine computes faster in it and nearly all labels of a "
+        "trial sweep stay what they are",
+        choices=PRECISIONS,
+    )
     threads: int = setting(0, "CPU threads of the network; 0 lets the library choose", minimum=0, maximum=1024)
     min_score: float = setting(
         0.0, "points whose class probability is lower are left unlabelled", minimum=0.0, maximum=1.0, live=True
@@ -72,21 +77,23 @@ class Segmentation:
 class Segmenter:
     """A loaded model that labels sweeps one by one; not for two threads at once.
 
-    config may be replaced between two sweeps by one that differs in what is live (core/options.py).
+    backend: what runs the network. config may be replaced between two sweeps by one that differs in what is live
+    (core/options.py).
     """
 
     def __init__(self, config: SegmenterConfig, models: Path) -> None:
         """Load the model; `models` is the folder of the shipped ones."""
         self.config = config
         self.path = model_path(config.model, models)
-        self._backend: Backend = BACKENDS[self.path.suffix](
+        self.backend: Backend = BACKENDS[self.path.suffix](
             self.path, device=config.device, precision=config.precision, threads=config.threads
         )
-        self.description, self.device = self._backend.description, self._backend.device
+        self.description, self.device = self.backend.description, self.backend.device
         if self.description.classes is None:
             raise UserError(f"{self.path} predicts features, not classes; distill it into a model with classes first")
         self.classes = self.description.classes
-        example_input(self.description.inputs)  # compiles the preparation, so that the first sweep need not wait
+        # Compiles what is compiled on first use, so that the first sweep need not wait.
+        self.backend.logits(example_input(self.description.inputs))
 
     def class_map(self) -> str:
         """Tell as JSON what the class ids mean: id, name and colour of each, and the model and its version."""
@@ -103,9 +110,9 @@ class Segmenter:
         levelled = normalised(frame, sensor, inputs.sensor_height_m, level_from_lidar)
         prepared = prepare(levelled, inputs, sensor.max_points)
         ready = time.perf_counter()
-        logits = self._backend.logits(prepared) if len(prepared) else np.empty((0, len(self.classes)), np.float32)
+        logits = self.backend.logits(prepared) if len(prepared) else np.empty((0, len(self.classes)), np.float32)
         if not np.isfinite(logits).all():
-            raise FloatingPointError(f"{self.path.name} gave NaN or infinity in {self.config.precision}; take float32")
+            raise FloatingPointError(f"{self.path.name} gave NaN or infinity in {self.backend.precision}; take float32")
         computed = time.perf_counter()
         labels = with_min_score(to_points(logits, prepared), self.config.min_score)
         finished = time.perf_counter()

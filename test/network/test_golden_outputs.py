@@ -11,6 +11,7 @@ import torch
 
 from lidar_semseg_ros.core.frame import LidarFrame
 from lidar_semseg_ros.network.checkpoints import LAYOUTS, read_checkpoint
+from lidar_semseg_ros.network.inference import CpuWaffleIron
 from lidar_semseg_ros.network.inputs import InputConfig, NetworkInput, grid_cells, prepare, to_points
 from lidar_semseg_ros.network.waffleiron import WaffleIron, config_of, folded, from_state_dict, planes_of
 
@@ -77,10 +78,13 @@ def test_neighbour_sets_are_the_published_ones_up_to_ties(golden: Golden) -> Non
     assert np.array_equal(ours, theirs)
 
 
-@pytest.mark.parametrize("form", ["as trained", "folded"])
+@pytest.mark.parametrize("form", ["as trained", "folded", "on a CPU"])
 def test_logits_and_labels_are_the_published_ones(golden: Golden, form: str) -> None:
-    model = golden.model if form == "as trained" else folded(golden.model)
-    logits = logits_of(model, golden.prepared)
+    if form == "on a CPU":
+        logits = CpuWaffleIron(golden.model, torch.float32, threads=2).logits(golden.prepared).numpy()
+    else:
+        model = golden.model if form == "as trained" else folded(golden.model)
+        logits = logits_of(model, golden.prepared)
     expected = golden.expected["logits"]
     # The data's README asks for 1e-4 of the logits' standard deviation: rounding of another order of summation.
     assert np.abs(logits[golden.expected["logits_rows"]] - expected).max() <= 1e-4 * expected.std()

@@ -66,7 +66,7 @@ def saved(path: Path, config: WaffleIronConfig = NETWORK) -> Path:
 
 def backend_logits(path: Path, frame: LidarFrame) -> np.ndarray:
     segmenter = Segmenter(SegmenterConfig(model=str(path), device="cpu"), path.parent)
-    return segmenter._backend.logits(prepare(frame, INPUTS))
+    return segmenter.backend.logits(prepare(frame, INPUTS))
 
 
 def test_a_model_file_gives_back_its_weights_and_description(tmp_path: Path) -> None:

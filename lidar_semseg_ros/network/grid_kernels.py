@@ -1,0 +1,150 @@
+"""Compiled loops of the spatial mix, over the occupied cells of a plane and the hidden cells beside them only.
+
+Indoors a tenth of a grid's cells are occupied. The first of two 3×3 convolutions is not zero on these and on the cells
+around them, and of the second only the occupied cells are read; no other cell is ever computed. Every function takes
+the rows begin … end to work on, so that several workers can share them, and runs without the interpreter's lock.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any, TypeVar
+
+import numpy as np
+from numba import njit
+
+F = TypeVar("F", bound=Callable[..., Any])
+
+FAST = {"contract", "reassoc", "nsz"}
+"""Sums may be taken in another order and multiply-adds rounded once, which vector units need; NaN stays NaN."""
+
+
+def compiled(function: F) -> F:
+    """Compile, and keep the machine code where there is a folder to write to."""
+    kept: Any
+    try:
+        kept = njit(cache=True, nogil=True, error_model="numpy", fastmath=FAST)(function)
+    except RuntimeError:  # no folder: neither beside this file nor in the user's cache
+        kept = njit(nogil=True, error_model="numpy", fastmath=FAST)(function)
+    return kept
+
+
+@compiled
+def windows(cells: np.ndarray, others: np.ndarray, height: int, width: int) -> np.ndarray:
+    """Find where the 3×3 cells around each of `cells` lie in `others`: (len(cells), 9) int32, -1 where they do not.
+
+    Both are linear cells of an H × W grid; the order is that of a convolution's weights, row by row.
+    """
+    place = np.full(height * width, -1, np.int32)
+    for i in range(len(others)):
+        place[others[i]] = i
+    window = np.full((len(cells), 9), -1, np.int32)
+    for i in range(len(cells)):
+        row, column = cells[i] // width, cells[i] % width
+        for tap in range(9):
+            y, x = row + tap // 3 - 1, column + tap % 3 - 1
+            if 0 <= y < height and 0 <= x < width:
+                window[i, tap] = place[y * width + x]
+    return window
+
+
+@compiled
+def cells_around(occupied: np.ndarray, height: int, width: int) -> np.ndarray:
+    """List the cells of an H × W grid within one step of an occupied one, these included, in ascending order."""
+    near = np.zeros(height * width, np.bool_)
+    for cell in occupied:
+        row, column = cell // width, cell % width
+        for y in range(max(row - 1, 0), min(row + 2, height)):
+            for x in range(max(column - 1, 0), min(column + 2, width)):
+                near[y * width + x] = True
+    return np.flatnonzero(near)
+
+
+@compiled
+def flatten(
+    begin: int,
+    end: int,
+    tokens_NC: np.ndarray,
+    order: np.ndarray,
+    start: np.ndarray,
+    gain_C: np.ndarray,
+    shift_C: np.ndarray,
+    epsilon: float,
+    mean_MC: np.ndarray,
+) -> None:
+    """Write gain · mean(norm(tokens)) + shift of the points order[start[m]:start[m + 1]] into row m of mean_MC.
+
+    epsilon: of a layer norm over the channels of every token; negative: tokens are taken as they are.
+    The mean is that of the published network, Σ / (n + 1e-6).
+    """
+    channels = tokens_NC.shape[1]
+    for m in range(begin, end):
+        for c in range(channels):
+            mean_MC[m, c] = 0
+        for i in order[start[m] : start[m + 1]]:
+            centre, scale = np.float32(0), np.float32(1)
+            if epsilon >= 0:
+                centre, scale = centre_and_scale(tokens_NC[i], epsilon)
+            for c in range(channels):
+                mean_MC[m, c] += (tokens_NC[i, c] - centre) * scale
+        count = start[m + 1] - start[m]
+        weight, share = np.float32(1 / (count + 1e-6)), np.float32(count / (count + 1e-6))
+        for c in range(channels):
+            mean_MC[m, c] = mean_MC[m, c] * weight * gain_C[c] + share * shift_C[c]
+
+
+@compiled
+def centre_and_scale(token_C: np.ndarray, epsilon: float) -> tuple[np.float32, np.float32]:
+    """Compute mean and 1 / sqrt(variance + epsilon) of a token's channels."""
+    total, squares = np.float32(0), np.float32(0)
+    for c in range(len(token_C)):
+        total += token_C[c]
+    mean = np.float32(total / np.float32(len(token_C)))
+    for c in range(len(token_C)):
+        squares += (token_C[c] - mean) * (token_C[c] - mean)
+    return mean, np.float32(1 / np.sqrt(np.float64(squares) / len(token_C) + epsilon))
+
+
+@compiled
+def normalise(tokens_nC: np.ndarray, epsilon: float, normal_nC: np.ndarray) -> None:
+    """Give the tokens of a part mean 0 and variance 1 over their channels."""
+    for i in range(len(tokens_nC)):
+        centre, scale = centre_and_scale(tokens_nC[i], epsilon)
+        for c in range(tokens_nC.shape[1]):
+            normal_nC[i, c] = (tokens_nC[i, c] - centre) * scale
+
+
+@compiled
+def convolve(
+    begin: int,
+    end: int,
+    cells_MC: np.ndarray,
+    window: np.ndarray,
+    weight_9C: np.ndarray,
+    bias_C: np.ndarray,
+    rectify: bool,
+    out_MC: np.ndarray,
+) -> None:
+    """Convolve depthwise, every row of out_MC from the up to 9 rows of cells_MC in its window; then ReLU if wanted."""
+    channels = out_MC.shape[1]
+    for m in range(begin, end):
+        for c in range(channels):
+            out_MC[m, c] = bias_C[c]
+        for tap in range(9):
+            source = window[m, tap]
+            if source >= 0:
+                for c in range(channels):
+                    out_MC[m, c] += weight_9C[tap, c] * cells_MC[source, c]
+        if rectify:
+            for c in range(channels):
+                if out_MC[m, c] < 0:  # which NaN is not
+                    out_MC[m, c] = 0
+
+
+@compiled
+def inflate(begin: int, end: int, cells_MC: np.ndarray, place: np.ndarray, tokens_NC: np.ndarray) -> None:
+    """Add to every token the row of cells_MC that its cell is."""
+    for i in range(begin, end):
+        source = place[i]
+        for c in range(tokens_NC.shape[1]):
+            tokens_NC[i, c] += cells_MC[source, c]

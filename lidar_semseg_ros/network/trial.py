@@ -1,0 +1,53 @@
+"""Whether a model may compute in bfloat16 on this machine: where it is faster, and where the labels stay the same."""
+
+from __future__ import annotations
+
+import numpy as np
+
+from lidar_semseg_ros.core.frame import LidarFrame
+from lidar_semseg_ros.network.inputs import InputConfig
+
+LEAST_AGREEMENT = 0.99
+"""Share of the trial sweep's labels that rounding must not change."""
+LEAST_WIDTH = 128
+"""Narrower networks spend their time outside of the products that bfloat16 makes faster."""
+
+TRIAL_RINGS, TRIAL_COLUMNS = 32, 900
+TRIAL_BOXES = 8
+
+
+def computes_bfloat16_faster(device: str, width: int) -> bool:
+    """Tell from what the device can do, and not from a clock, so that the answer is the same every time."""
+    import torch
+
+    if device.startswith("cuda"):
+        return bool(torch.cuda.is_bf16_supported(including_emulation=False))
+    can = torch.cpu.get_capabilities()
+    return width >= LEAST_WIDTH and bool(can.get("avx512_bf16") or can.get("amx_bf16"))
+
+
+def trial_sweep(config: InputConfig) -> LidarFrame:
+    """Make a sweep of a closed room with boxes in it, as large as the model's field of view allows; always the same.
+
+    Every beam ends on the nearest box it enters or on the wall it leaves through (slab method).
+    """
+    rng = np.random.default_rng(0)
+    low, high = 0.6 * np.array(config.fov_min_m), 0.6 * np.array(config.fov_max_m)
+    azimuth, elevation = np.meshgrid(
+        np.linspace(-np.pi, np.pi, TRIAL_COLUMNS, endpoint=False), np.radians(np.linspace(-25, 25, TRIAL_RINGS))
+    )
+    flat = np.cos(elevation)
+    beam = np.stack([flat * np.cos(azimuth), flat * np.sin(azimuth), np.sin(elevation)], axis=-1).reshape(-1, 3)
+    beam[beam == 0] = 1e-9
+    range_m, surface = np.maximum(low / beam, high / beam).min(axis=1), np.zeros(len(beam))
+    for box in range(TRIAL_BOXES):
+        centre, half = rng.uniform(0.2, 0.9, 3) * rng.choice((low, high)), rng.uniform(0.03, 0.12, 3) * (high - low)
+        sides = np.stack([(centre - half) / beam, (centre + half) / beam])
+        entry, leave = sides.min(axis=0).max(axis=1), sides.max(axis=0).min(axis=1)
+        hit = (entry > 0) & (entry < leave) & (entry < range_m)
+        range_m[hit], surface[hit] = entry[hit], box + 1
+    intensity = config.intensity_mean + config.intensity_std * (surface / TRIAL_BOXES - 0.5)
+    xyz = beam * (range_m + rng.normal(0, 0.01, len(beam)))[:, None]
+    return LidarFrame(
+        stamp_ns=0, frame_id="", xyz=xyz.astype(np.float32), intensity=intensity.clip(0).astype(np.float32)
+    )

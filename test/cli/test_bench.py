@@ -1,0 +1,106 @@
+"""`lidar-semseg bench`: what it promises to measure is there, and sane."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+pytest.importorskip("torch", reason="PyTorch is not installed")
+
+from lidar_semseg_ros.cli.main import main
+from lidar_semseg_ros.network.inputs import NetworkInput
+from lidar_semseg_ros.network.roofline import cost_of
+from lidar_semseg_ros.network.waffleiron import WaffleIronConfig
+
+ROOT = Path(__file__).resolve().parents[2]
+
+
+@pytest.fixture(scope="module")
+def figures(tmp_path_factory: pytest.TempPathFactory) -> dict:
+    """What a small network on a small lidar gives, with the baseline."""
+    path = tmp_path_factory.mktemp("bench") / "figures.json"
+    arguments = ["bench", "--points", "VLP-16", "--random", "WI-3-16", "--sweeps", "2", "--baseline", "--device", "cpu"]
+    main([*arguments, "--json", str(path)])
+    return json.loads(path.read_text())
+
+
+def test_every_stage_is_timed_and_they_sum_to_the_total(figures: dict) -> None:
+    stages = figures["stages_ms"]
+    assert list(stages) == ["read", "prepare", "network", "finish", "pack", "total"]
+    assert all(0 < found["p50"] <= found["p95"] for found in stages.values())
+    # Medians of two sweeps are means, which sum.
+    assert sum(found["p50"] for name, found in stages.items() if name != "total") <= stages["total"]["p50"] * 1.01
+
+
+def test_points_memory_and_ceilings_are_there(figures: dict) -> None:
+    assert figures["network"] == "WI-3-16" and figures["precision"] == "float32"
+    assert figures["points"] == 28_800 and 100 < figures["kept_points"] < 28_800
+    memory = figures["memory_mb"]
+    assert 50 < memory["first"] <= memory["peak"] and memory["last"] <= memory["peak"] and "peak_gpu" not in memory
+    assert figures["page_faults"] >= 0
+    ceilings = figures["ceilings"]
+    assert all(ceilings[name] > 0 for name in ("float32_gflop_per_s", "bfloat16_gflop_per_s", "copy_gbyte_per_s"))
+    assert 0 < ceilings["share_of_flops"] < 2
+
+
+def test_the_baseline_says_the_same_in_more_time(figures: dict) -> None:
+    baseline = figures["baseline"]
+    assert baseline["same_labels"] >= 0.9999 and baseline["largest_logit_difference"] <= 1e-3
+    assert baseline["ratio"] > 1 and baseline["peak_memory_mb"] >= figures["memory_mb"]["peak"]
+    assert baseline["published_ms"]["p50"] > baseline["ours_ms"]["p50"] > 0
+
+
+def test_operations_are_those_counted_by_hand() -> None:
+    prepared = NetworkInput(
+        points=10,
+        features=np.zeros((10, 3), np.float32),
+        neighbours=np.zeros((10, 2), np.int64),
+        planes=(),
+        kept=np.arange(10),
+        measured=np.arange(10),
+        nearest=np.arange(10),
+    )
+    cost = cost_of(WaffleIronConfig(inputs=3, width=4, depth=1, outputs=5).to_mapping(), prepared)
+    # Per point: 3 products of 3 × 4, 3 of 4 × 4; then 2 of 4 × 4 and 2 · 4 for mean and copy; at last one of 4 × 5.
+    per_point = 2 * (3 * 12 + 3 * 16) + 2 * (2 * 16) + 2 * 4 + 2 * 20
+    assert cost.flops == 10 * per_point
+
+
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        (["--random", "WI-big"], "WI-24-256"),
+        (["--sweeps", "0"], "at least 1"),
+        (["--points", "nowhere.bag"], "nowhere.bag"),
+    ],
+)
+def test_a_mistake_is_one_line(arguments: list[str], said: str, capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as ended:
+        main(["bench", *arguments])
+    assert ended.value.code == 2
+    error = capsys.readouterr().err
+    assert error.count("error: ") == 1 and said in error
+
+
+def test_an_exported_model_is_timed_without_pytorch(tmp_path: Path) -> None:
+    script = (
+        "import sys\n"
+        "from lidar_semseg_ros.cli.main import main\n"
+        f"main(['bench', '--model', {str(ROOT / 'models' / 'indoor-small.onnx')!r}, '--sweeps', '1'])\n"
+        "assert 'torch' not in sys.modules\n"
+    )
+    said = subprocess.run([sys.executable, "-c", script], check=True, cwd=ROOT, capture_output=True, text=True).stdout
+    assert "network" in said and "page faults" in said
+
+
+def test_a_recording_can_be_benched(shared_data: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    bag = shared_data / "07_indoor_vlp16_office_rosbag2" / "pointcloud2_bag_derived"
+    if not bag.exists():
+        pytest.skip("the office recording is not on this machine")
+    main(["bench", "--points", str(bag), "--sweeps", "1"])
+    assert "kept" in capsys.readouterr().out

@@ -1,0 +1,212 @@
+"""The network as it runs on a robot's CPU: the same numbers as written plainly, in little and steady memory."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import published
+import pytest
+import torch
+from torch import nn
+
+from lidar_semseg_ros.core.classes import ClassTable
+from lidar_semseg_ros.core.errors import UserError
+from lidar_semseg_ros.core.frame import LidarFrame
+from lidar_semseg_ros.formats.config_files import package_share
+from lidar_semseg_ros.network import backends
+from lidar_semseg_ros.network.inference import CpuWaffleIron, Workers
+from lidar_semseg_ros.network.inputs import InputConfig, prepare, to_points
+from lidar_semseg_ros.network.model_file import ModelDescription, write_safetensors
+from lidar_semseg_ros.network.reference import PublishedWaffleIron, prepare_as_published
+from lidar_semseg_ros.network.segmenter import Segmenter, SegmenterConfig
+from lidar_semseg_ros.network.trial import trial_sweep
+from lidar_semseg_ros.network.waffleiron import WaffleIron, WaffleIronConfig
+
+INPUTS = InputConfig(
+    voxel_size_m=0.1,
+    fov_min_m=(-4, -4, -1),
+    fov_max_m=(4, 4, 2),
+    planes=("z", "y", "x"),
+    grids=((40, 40), (40, 12), (40, 12)),
+    intensity_mean=0.5,
+    intensity_std=0.3,
+)
+SMALL = WaffleIronConfig(inputs=5, width=24, depth=4, outputs=7)
+VARIANTS = {
+    "waffleiron": SMALL,
+    "batch norm with gelu": replace(SMALL, activation="gelu"),
+    "scalr": replace(SMALL, norm="layer"),
+    "scalr downstream": replace(SMALL, norm="layer", head="norm_linear"),
+    "scalr plus": replace(SMALL, norm="layer", activation="gelu", head="mlp", head_width=10),
+}
+CLASSES = ClassTable(name="seven", names=tuple("abcdefg"), colors=((0, 0, 0),) * 7)
+
+
+def random_network(config: WaffleIronConfig) -> WaffleIron:
+    """Weights as PyTorch draws them, norms with statistics as if they had been trained."""
+    torch.manual_seed(0)
+    model = WaffleIron(config).eval()
+    for module in model.modules():
+        if isinstance(module, nn.BatchNorm1d):
+            module.running_mean.uniform_(-0.5, 0.5)
+            module.running_var.uniform_(0.5, 2.0)
+        if isinstance(module, (nn.BatchNorm1d, nn.LayerNorm)):
+            nn.init.uniform_(module.weight, 0.5, 1.5)
+            nn.init.uniform_(module.bias, -0.5, 0.5)
+    return model
+
+
+def cloud(points: int, spread: float = 3.9, seed: int = 0) -> LidarFrame:
+    """A cloud that fills the field of view to its border, or part of it."""
+    rng = np.random.default_rng(seed)
+    xyz = (rng.uniform((-1, -1, -0.25), (1, 1, 0.5), (points, 3)) * spread).astype(np.float32)
+    return LidarFrame(stamp_ns=0, frame_id="", xyz=xyz, intensity=rng.uniform(0, 1, points).astype(np.float32))
+
+
+def saved(path: Path, config: WaffleIronConfig) -> Path:
+    description = ModelDescription(
+        name="m", network=config.to_mapping(), inputs=INPUTS, classes=CLASSES, provenance={"source": "random"}
+    )
+    write_safetensors(path, random_network(config).state_dict(), description)
+    return path
+
+
+@pytest.mark.parametrize("variant", VARIANTS)
+@pytest.mark.parametrize("spread", [3.9, 1.0], ids=["grid filled to its border", "grid cropped"])
+def test_logits_and_labels_are_those_of_the_published_algorithm(variant: str, spread: float) -> None:
+    model, frame = random_network(VARIANTS[variant]), cloud(6000, spread)
+    plainly = prepare_as_published(frame, INPUTS)
+    expected = PublishedWaffleIron(model.config, model.state_dict(), INPUTS.grids).logits(plainly).numpy()
+    prepared = prepare(frame, INPUTS)
+    logits = CpuWaffleIron(model, torch.float32, threads=2).logits(prepared).numpy()
+    # Sums of float32 in another order; logits are of order 1.
+    assert np.abs(logits - expected).max() < 1e-4
+    ours, theirs = to_points(logits, prepared), to_points(expected, plainly.way_back())
+    assert np.mean(ours.class_id == theirs.class_id) >= 0.9999
+
+
+@pytest.mark.parametrize("variant", VARIANTS)
+def test_the_published_algorithm_is_the_published_formulas(variant: str) -> None:
+    config = VARIANTS[variant]
+    model, inputs = random_network(config), prepare_as_published(cloud(150), INPUTS)
+    expected = published.logits(
+        inputs.features.astype(np.float64),
+        inputs.neighbours,
+        list(inputs.cells),
+        INPUTS.grids,
+        {key: value.double().numpy() for key, value in model.state_dict().items()},
+        layer_norm=config.norm == "layer",
+        gelu=config.activation == "gelu",
+        head=config.head,
+    )
+    logits = PublishedWaffleIron(config, model.state_dict(), INPUTS.grids).logits(inputs).numpy()
+    assert np.abs(logits.T - expected).max() < 1e-4
+
+
+def test_the_published_preparation_needs_more_voxels_than_neighbours() -> None:
+    with pytest.raises(UserError, match="more than 16 voxels, but got 5"):
+        prepare_as_published(cloud(5), INPUTS)
+
+
+@pytest.mark.parametrize("points", [1, 2, 17, 3000])
+def test_the_number_of_threads_does_not_change_the_last_bit(points: int) -> None:
+    model, prepared = random_network(SMALL), prepare(cloud(points), INPUTS)
+    alone, shared = (CpuWaffleIron(model, torch.float32, threads).logits(prepared) for threads in (1, 3))
+    assert alone.shape == (len(prepared), 7) and torch.equal(alone, shared)
+
+
+def test_nothing_of_a_larger_sweep_is_left_in_a_smaller_one() -> None:
+    network = CpuWaffleIron(random_network(SMALL), torch.float32, threads=2)
+    small, large = prepare(cloud(700), INPUTS), prepare(cloud(9000, seed=1), INPUTS)
+    before = network.logits(small)
+    network.logits(large)
+    assert torch.equal(network.logits(small), before)
+
+
+def test_other_threads_keep_their_number_of_cores() -> None:
+    before = torch.get_num_threads()
+    workers, seen = Workers(2), []
+    workers.share([0, 1, 2], lambda begin, end: seen.append(torch.get_num_threads()))
+    assert seen == [1, 1] and torch.get_num_threads() == before
+
+
+def test_a_fault_in_a_worker_reaches_the_caller() -> None:
+    def fail(begin: int, end: int) -> None:
+        raise MemoryError
+
+    with pytest.raises(MemoryError):
+        Workers(2).share([0, 1, 2], fail)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_a_nan_inside_is_not_hidden_by_an_activation(dtype: torch.dtype) -> None:
+    model = random_network(SMALL)
+    model.waffleiron.spatial_mix[1].ffn[0].bias.data[3] = torch.nan
+    assert CpuWaffleIron(model, dtype, threads=2).logits(prepare(cloud(500), INPUTS)).isnan().all()
+
+
+@pytest.mark.parametrize("variant", ["waffleiron", "scalr plus"])
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_lower_precision_rounds_factors_only(variant: str, dtype: torch.dtype) -> None:
+    model, prepared = random_network(VARIANTS[variant]), prepare(cloud(3000), INPUTS)
+    exact, rounded = (CpuWaffleIron(model, kind, threads=2).logits(prepared) for kind in (torch.float32, dtype))
+    # bfloat16 keeps 8 bits: 0.4 % of values of order 1, and over layers they average out.
+    assert 0 < (rounded - exact).abs().max() < 0.1
+    assert (rounded.argmax(1) == exact.argmax(1)).float().mean() > 0.98
+
+
+def test_the_shipped_model_labels_in_bfloat16_as_in_float32() -> None:
+    models = package_share() / "models"
+    exact, rounded = (
+        Segmenter(SegmenterConfig(device="cpu", precision=precision), models) for precision in ("float32", "bfloat16")
+    )
+    frame = trial_sweep(exact.description.inputs)
+    assert np.mean(exact.segment(frame).labels.class_id == rounded.segment(frame).labels.class_id) >= 0.995
+
+
+def test_memory_stays_flat_over_sweeps_of_changing_size(tmp_path: Path) -> None:
+    segmenter = Segmenter(SegmenterConfig(model=str(saved(tmp_path / "m.safetensors", SMALL)), device="cpu"), tmp_path)
+    sizes = np.random.default_rng(0).integers(500, 12000, 300)
+    sizes[:10] = 12000
+
+    def resident_mb() -> float:
+        pages = int(Path("/proc/self/statm").read_text().split()[1])
+        return pages * 4096 / 2**20
+
+    for index, points in enumerate(sizes):
+        segmenter.segment(cloud(points, spread=1 + 3 * index / len(sizes), seed=index))
+        if index == 20:
+            settled_mb = resident_mb()
+    # A leak of one array of a sweep's tokens would be some 300 MB by now.
+    assert resident_mb() - settled_mb < 40
+
+
+def test_auto_takes_bfloat16_only_where_it_is_faster_and_keeps_the_labels(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    path = saved(tmp_path / "m.safetensors", SMALL)
+    trial = "lidar_semseg_ros.network.trial"
+
+    def chosen() -> str:
+        return backends.TorchBackend(path, device="cpu", precision="auto", threads=2).precision
+
+    monkeypatch.setattr(f"{trial}.computes_bfloat16_faster", lambda device, width: False)
+    assert chosen() == "float32"
+    monkeypatch.setattr(f"{trial}.computes_bfloat16_faster", lambda device, width: True)
+    monkeypatch.setattr(f"{trial}.LEAST_AGREEMENT", 0.5)
+    assert chosen() == "bfloat16"
+    monkeypatch.setattr(f"{trial}.LEAST_AGREEMENT", 1.01)
+    assert chosen() == "float32"
+    assert "precision auto: float32" in caplog.text
+
+
+def test_the_trial_sweep_is_a_room_inside_the_field_of_view_and_always_the_same() -> None:
+    frame, again = trial_sweep(INPUTS), trial_sweep(INPUTS)
+    assert np.array_equal(frame.xyz, again.xyz) and np.array_equal(frame.intensity, again.intensity)
+    assert frame.has_return().all()
+    prepared = prepare(frame, INPUTS)
+    assert len(prepared) > 1000 and (prepared.nearest >= 0).all()
+    # Walls of a room are planes: on the farthest one in each direction lie many points.
+    assert np.mean(np.abs(frame.xyz[:, 0] - 0.6 * 4) < 0.05) > 0.05
