@@ -229,3 +229,11 @@ def test_a_folder_that_may_not_be_written_to_is_an_error_in_one_line(tmp_path: P
     with recorder_process(tmp_path / "a.mcap") as process:
         _, said = process.communicate(timeout=30)
     assert process.returncode == 2 and said.startswith("error: cannot write ")
+
+
+def test_no_more_clouds_a_second_are_recorded_than_set(tmp_path: Path, ended: list[Source]) -> None:
+    source = Source(f"file:={tmp_path / 'a.mcap'}", "max_rate_hz:=0.01")
+    ended.append(source)
+    source.publish(4)
+    source.ask("stop")
+    assert recorded(tmp_path / "a.mcap") == [1]

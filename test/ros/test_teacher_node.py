@@ -17,22 +17,24 @@ import rclpy
 import yaml
 from diagnostic_msgs.msg import DiagnosticArray
 from nav_msgs.msg import Odometry
-from rclpy.qos import DurabilityPolicy, QoSProfile
-from robot import spin_until
+from rclpy.qos import DurabilityPolicy, QoSProfile, qos_profile_sensor_data
+from robot import good_cloud, spin_until
 from sensor_msgs.msg import Image, PointCloud2
-from std_msgs.msg import String
+from std_msgs.msg import Header, String
 
 from lidar_semseg_ros.core.frame import UNLABELLED, CameraImage
-from lidar_semseg_ros.core.geometry import invert_rigid
+from lidar_semseg_ros.core.geometry import invert_rigid, quaternion_from_rotation
 from lidar_semseg_ros.formats.pointcloud2 import cloud_content, cloud_from_frame, column, read_cloud
 from lidar_semseg_ros.ros import teacher_node
 from lidar_semseg_ros.ros.messages import cloud_message, image_message, time_message
+from lidar_semseg_ros.ros.synchronizers import Clocks, SyncConfig, synchronizer
 from lidar_semseg_ros.ros.teacher_node import TeacherNode
 from lidar_semseg_ros.sim.drive import SimConfig, SimulatedFrame, drive
 from lidar_semseg_ros.teacher.labeller import Labeller, TakenImage
 from lidar_semseg_ros.teacher.lifting import LiftingConfig
 from lidar_semseg_ros.teacher.scores import PixelScores, certain_scores
 from lidar_semseg_ros.teacher.voting import VotingConfig
+from lidar_semseg_ros.view.paint import overlay
 
 CAMERAS = ("camera_0", "camera_1")
 LABELLED = "/teacher/output/pointcloud/pseudo_labels"
@@ -125,10 +127,21 @@ class Drive:
                 message = image_message(image.pixels, header_of(frame, image))
                 self.images[camera.name].publish(message)
 
+    def go_through(self, frames: Sequence[SimulatedFrame]) -> None:
+        """Have all but the last labelled.
+
+        A cloud is labelled when no nearer image can come: with the images of the next one. Only of the first it is not
+        known how long it takes, so that it need not wait.
+        """
+        self.publish(frames[0])
+        self.until(lambda: frames[0].frame.stamp_ns in self.labelled)
+        for before, simulated in itertools.pairwise(frames):
+            self.publish(simulated)
+            if before is not frames[0]:
+                self.until(lambda s=before: s.frame.stamp_ns in self.labelled)
+
 
 def header_of(frame: Any, image: CameraImage) -> Any:
-    from std_msgs.msg import Header
-
     return Header(stamp=time_message(image.stamp_ns), frame_id=image.frame_id)
 
 
@@ -169,11 +182,7 @@ def test_every_cloud_keeps_its_points_and_gets_the_labels_that_it_gets_offline(
 ) -> None:
     robot.listen()
     expected = offline(frames)
-    # A cloud is labelled when no nearer image can come: with the images of the next one.
-    robot.publish(frames[0])
-    for before, simulated in itertools.pairwise(frames):
-        robot.publish(simulated)
-        robot.until(lambda s=before: s.frame.stamp_ns in robot.labelled)
+    robot.go_through(frames)
     for simulated in frames[:-1]:
         cloud = cloud_content(robot.labelled[simulated.frame.stamp_ns])
         class_id = column(cloud, "class_id")
@@ -227,3 +236,66 @@ def test_an_image_of_another_size_than_its_calibration_is_refused_and_the_next_c
     robot.publish(frames[1])
     robot.publish(frames[2])
     robot.until(lambda: frames[1].frame.stamp_ns in robot.labelled)
+
+
+def test_poses_that_come_as_odometry_let_past_sweeps_vote(robot: Drive, frames: list[SimulatedFrame]) -> None:
+    robot.listen()
+    for number, simulated in enumerate(frames):
+        robot.odometry.publish(pose_of(simulated))
+        robot.until(lambda n=number: len(robot.teacher._motion._poses) == n + 1)
+    robot.go_through(frames)
+    views = [int(column(cloud_content(robot.labelled[s.frame.stamp_ns]), "views").max()) for s in frames[:-1]]
+    # A point has at most one vote of each of the two cameras by sweep.
+    assert views[0] <= 2 and views[-1] > 2
+
+
+def pose_of(simulated: SimulatedFrame) -> Odometry:
+    message = Odometry(child_frame_id="base_link")
+    message.header.frame_id = "odom"
+    message.header.stamp = time_message(simulated.frame.stamp_ns)
+    pose = message.pose.pose
+    pose.position.x, pose.position.y, pose.position.z = (float(v) for v in simulated.map_from_base[:3, 3])
+    x, y, z, w = (float(v) for v in quaternion_from_rotation(simulated.map_from_base[:3, :3]))
+    pose.orientation.x, pose.orientation.y, pose.orientation.z, pose.orientation.w = x, y, z, w
+    return message
+
+
+def test_label_images_and_overlays_are_made_for_whoever_looks(robot: Drive, frames: list[SimulatedFrame]) -> None:
+    seen: dict[str, np.ndarray] = {}
+    for name in ("label_image", "overlay"):
+        robot.node.create_subscription(
+            Image,
+            f"/teacher/output/camera_1/{name}",
+            lambda m, n=name: seen.setdefault(n, np.frombuffer(bytes(m.data), np.uint8).reshape(m.height, m.width, -1)),
+            qos_profile_sensor_data,
+        )
+    robot.listen()
+    robot.publish(frames[0])
+    robot.until(lambda: len(seen) == 2)
+    _, image, classes = frames[0].images[1]
+    assert np.array_equal(seen["label_image"][..., 0], classes)
+    nothing = np.empty(0)
+    drawn = (
+        (seen["overlay"] != overlay(image.pixels, nothing.reshape(0, 2), nothing, nothing.reshape(0, 3)))
+        .any(axis=2)
+        .mean()
+    )
+    assert 0.02 < drawn < 0.9
+
+
+def test_message_filters_pair_by_the_stamps_of_the_headers(robot: Drive) -> None:
+    pytest.importorskip("message_filters", reason="message_filters comes with a ROS 2 installation")
+    pairs = []
+    config = SyncConfig(policy="approximate", max_dt_s=0.05)
+    clocks = Clocks(of_cloud=lambda m: cloud_content(m).stamp_ns, of_image=lambda _, m: m.header.stamp.nanosec)
+    made = synchronizer(robot.teacher, ("camera_0",), False, config, clocks, pairs.append)
+    robot.until(lambda: robot.clouds.get_subscription_count() > 0)
+    robot.until(lambda: robot.images["camera_0"].get_subscription_count() > 0)
+    for number in range(3):
+        robot.clouds.publish(good_cloud(number * 10**8, points=20))
+        robot.images["camera_0"].publish(
+            image_message(np.zeros((4, 4, 3), np.uint8), Header(stamp=time_message(number * 10**8 + 10**7)))
+        )
+    robot.until(lambda: len(pairs) >= 2)
+    made.destroy()
+    assert [(pair.time_ns, pair.images["camera_0"][0]) for pair in pairs[:2]] == [(0, 10**7), (10**8, 10**8 + 10**7)]
