@@ -25,7 +25,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "-o", "--output", type=Path, required=True, help="the .mcap file to write; for several recordings, a folder"
     )
     parser.add_argument("--topic", help="the cloud topic (default: the only one)")
-    parser.add_argument("--poses", help="topic of Odometry or PoseStamped (default: the only one, or /tf)")
+    parser.add_argument(
+        "--poses",
+        help="topic of Odometry or PoseStamped (default: the only one, or /tf); 'none': the robot is taken to stand "
+        "still, and no past sweeps vote",
+    )
     parser.add_argument(
         "--calibration", help="calibration file, or the name of a shipped one (default: CameraInfo and /tf_static)"
     )

@@ -14,6 +14,7 @@ from lidar_semseg_ros.core.errors import UserError
 from lidar_semseg_ros.core.frame import LidarFrame
 from lidar_semseg_ros.core.options import to_mapping
 from lidar_semseg_ros.core.pairing import NearestPairing, Paired
+from lidar_semseg_ros.core.transform_tree import TransformTree
 from lidar_semseg_ros.formats.bags import (
     CAMERA_INFO,
     ODOMETRY,
@@ -43,6 +44,7 @@ from lidar_semseg_ros.formats.rig import RecordedCamera, recorded_rig
 from lidar_semseg_ros.teacher.labeller import Labeller, TakenImage, TeacherConfig, chosen_teacher, teacher_identity
 from lidar_semseg_ros.teacher.lifting import Trajectory
 
+NO_POSES = "none"
 KEPT_TYPES = (TF, CAMERA_INFO, ODOMETRY, POSE_STAMPED)
 KEPT_TOPICS = (LABEL_TOPIC, CLASS_MAP_TOPIC)
 """What goes into the recording as it is: where things were, and exact labels for those who evaluate."""
@@ -68,7 +70,7 @@ class LabelSummary:
     output: Path
     clouds: int = 0
     dropped: int = 0
-    poses: str = "none"
+    poses: str = NO_POSES
     hits: Counter[str] = field(default_factory=Counter)
     skew_s: dict[str, float] = field(default_factory=dict)
     never_labelled: tuple[str, ...] = ()
@@ -142,6 +144,25 @@ def _copy(recorded: BagMessage, bag: Bag, writer: BagWriter) -> None:
     writer.write(recorded.topic, recorded.msgtype, recorded.log_time_ns, recorded.cdr(), is_latched)
 
 
+def recorded_motion(
+    bag: Bag, lidar_frame: str, tree: TransformTree, topic: str | None
+) -> tuple[Trajectory | None, np.ndarray, str]:
+    """Read where the robot was, where the lidar is on it (4, 4), and in words which poses these are.
+
+    topic: as in `recorded_poses`; NO_POSES takes the robot to stand still.
+    """
+    poses = None if topic == NO_POSES else recorded_poses(bag, lidar_frame, tree, topic)
+    if poses is None:
+        return None, np.eye(4), NO_POSES
+    base_from_lidar = tree.lookup(poses.base_frame, lidar_frame)
+    return (
+        Trajectory(stamps_ns=poses.stamps_ns, map_from_base=poses.map_from_base),
+        # Poses of a frame that /tf_static does not know are taken for the lidar's own.
+        np.eye(4) if base_from_lidar is None else base_from_lidar,
+        f"{len(poses.stamps_ns)} of '{poses.base_frame}'",
+    )
+
+
 class _Drive:
     """A recording with all that is needed to label it."""
 
@@ -159,14 +180,7 @@ class _Drive:
         teacher = chosen_teacher(config, self._classes, mapped, self._models)
         self._labeller = Labeller(teacher, config.lifting, config.voting)
         self.summary = LabelSummary(output=job.output, never_labelled=teacher.never_labelled)
-        poses = recorded_poses(bag, lidar_frame, tree, job.poses)
-        self._trajectory, self._base_from_lidar = None, np.eye(4)
-        if poses is not None:
-            self._trajectory = Trajectory(stamps_ns=poses.stamps_ns, map_from_base=poses.map_from_base)
-            base_from_lidar = tree.lookup(poses.base_frame, lidar_frame)
-            # Poses of a frame that /tf_static does not know are taken for the lidar's own.
-            self._base_from_lidar = np.eye(4) if base_from_lidar is None else base_from_lidar
-            self.summary.poses = f"{len(poses.stamps_ns)} of '{poses.base_frame}'"
+        self._trajectory, self._base_from_lidar, self.summary.poses = recorded_motion(bag, lidar_frame, tree, job.poses)
 
     def label(self, writer: BagWriter, taken: _Taken, on_cloud: Callable[[int, int], None]) -> None:
         """Write the labels of the clouds that come after those taken over, and all that is kept as it is."""

@@ -16,6 +16,7 @@ COMMANDS = {
     "play": "replay a recording of any kind into ROS 2",
     "simulate": "record a robot driving through a simulated building, with exact labels",
     "convert": "turn a folder of loose scans into a recording",
+    "calib-check": "tell whether lidar and cameras of a recording are calibrated to each other, with a picture",
     "label": "make pseudo-labels for recordings from their cameras, without ROS",
     "inspect": "summarise the pseudo-labels of a recording, with a picture",
     "train": "train a network on simulated buildings",

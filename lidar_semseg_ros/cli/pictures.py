@@ -7,8 +7,8 @@ from collections.abc import Mapping
 import numpy as np
 
 from lidar_semseg_ros.core.camera import Camera
-from lidar_semseg_ros.core.classes import ClassTable
-from lidar_semseg_ros.core.frame import UNLABELLED, CameraImage
+from lidar_semseg_ros.core.classes import UNLABELLED_COLOR, ClassTable
+from lidar_semseg_ros.core.frame import UNLABELLED, CameraImage, LidarFrame
 from lidar_semseg_ros.core.geometry import transform_points
 from lidar_semseg_ros.core.pairing import nearest_stamp
 from lidar_semseg_ros.formats.bags import CAMERA_INFO, COMPRESSED_IMAGE, IMAGE, Bag, topics_of_type
@@ -20,6 +20,8 @@ from lidar_semseg_ros.view.paint import birds_eye, legend, overlay, perspective,
 from lidar_semseg_ros.view.report import Picture
 
 MAX_PAIR_DIFFERENCE_S = 0.1
+COMPARED_PX = 540
+RIGHT_COLOR, WRONG_COLOR = (60, 110, 80), (255, 60, 60)
 
 
 def pictures_of(bag: Bag, labelled: Mapping[int, CloudContent], classes: ClassTable) -> list[Picture]:
@@ -49,6 +51,27 @@ def pictures_of(bag: Bag, labelled: Mapping[int, CloudContent], classes: ClassTa
     if over_image is not None:
         pictures.append(Picture(title="Over the camera", caption="labelled points, projected", pixels=over_image))
     return pictures
+
+
+def comparison_picture(
+    frame: LidarFrame, labels: Mapping[str, np.ndarray], truth: np.ndarray, classes: ClassTable
+) -> Picture:
+    """Draw a sweep from above once for each kind of labels (N,) by title, and where the last ones are wrong."""
+    palette, last = classes.palette(), list(labels.values())[-1]
+    extent_m = _extent_m(frame.xyz[frame.has_return()])
+    below_m = _ceiling_m(frame.xyz[:, 2], truth, classes)
+    judged = np.where(truth == UNLABELLED, 0, np.where(truth == last, 1, 2))
+    colors = {title: palette[class_id] for title, class_id in labels.items()}
+    colors["errors"] = np.uint8([UNLABELLED_COLOR, RIGHT_COLOR, WRONG_COLOR])[judged]
+    views = [
+        titled(birds_eye(frame.xyz, color, half_extent_m=extent_m, below_m=below_m, size_px=COMPARED_PX), title)
+        for title, color in colors.items()
+    ]
+    row = side_by_side(views)
+    found = np.unique(np.concatenate(list(labels.values())))
+    key = legend(classes, [int(number) for number in found if number != UNLABELLED], row.shape[1])
+    caption = f"{2 * extent_m:.0f} m across, cut below the ceiling; errors are red, points without a truth gray"
+    return Picture(title="One sweep from above", caption=caption, pixels=np.concatenate([row, key]))
 
 
 def _extent_m(xyz: np.ndarray) -> float:

@@ -16,10 +16,11 @@ from lidar_semseg_ros.network.waffleiron import Plane
 
 
 class Sample(NamedTuple):
-    """One prepared sweep and the labels (N,) uint8 of its kept points."""
+    """One prepared sweep, the labels (N,) uint8 of its kept points, and which rows (N,) int64 of the sweep they are."""
 
     prepared: NetworkInput
     labels: np.ndarray
+    row: np.ndarray
 
 
 class Batch(NamedTuple):
@@ -55,7 +56,8 @@ def training_sample(
         xyz = np.full_like(frame.xyz, np.nan)
         xyz[near] = frame.xyz[near]
         prepared = prepare(LidarFrame(stamp_ns=0, frame_id="", xyz=xyz, intensity=frame.intensity), config)
-    return Sample(prepared, labels[rows][prepared.kept])
+    row = rows[prepared.kept]
+    return Sample(prepared, labels[row], row)
 
 
 def collate(samples: Sequence[Sample]) -> Batch:

@@ -93,7 +93,7 @@ def train(
 
     for step, batch in zip(range(config.steps), loader):
         recent.append(batch)
-        loss = cross_entropy_and_lovasz(_logits(model, batch), batch.labels.to(device))
+        loss = cross_entropy_and_lovasz(logits_of(model, batch), batch.labels.to(device))
         optimiser.zero_grad()
         loss.backward()
         torch.nn.utils.clip_grad_norm_(model.parameters(), 10.0)
@@ -119,16 +119,26 @@ def calibrated(model: WaffleIron, batches: Iterable[Batch]) -> WaffleIron:
     model.train()
     with torch.no_grad():
         for batch in batches:
-            _logits(model, batch)
+            logits_of(model, batch)
     for norm in norms:
         norm.momentum = usual_momentum
     return model.eval()
 
 
-def _logits(model: WaffleIron, batch: Batch) -> torch.Tensor:
-    device = next(model.parameters()).device
-    planes = [type(plane)(*(tensor.to(device) for tensor in plane)) for plane in batch.planes]
-    return model(batch.features.to(device), batch.neighbours.to(device), planes)
+def logits_of(model: WaffleIron, batch: Batch) -> torch.Tensor:
+    """Run a network on a batch, wherever the network is: (N, outputs)."""
+    moved = to_device(batch, next(model.parameters()).device)
+    return model(moved.features, moved.neighbours, moved.planes)
+
+
+def to_device(batch: Batch, device: torch.device) -> Batch:
+    """Bring a batch to where a network is."""
+    return Batch(
+        features=batch.features.to(device),
+        neighbours=batch.neighbours.to(device),
+        planes=[type(plane)(*(tensor.to(device) for tensor in plane)) for plane in batch.planes],
+        labels=batch.labels.to(device),
+    )
 
 
 def warmup_cosine(step: int, warmup: int, steps: int, floor: float = 0.005) -> float:

@@ -637,13 +637,20 @@ class BagWriter:
 
     def write_image(self, topic: str, image: CameraImage, jpeg: bool = False) -> None:
         """Write an image at its stamp: a rgb8 Image, or a CompressedImage if `jpeg`."""
-        header = self._header(image.stamp_ns, image.frame_id)
         if jpeg:
-            data = np.frombuffer(jpeg_bytes(image.pixels), np.uint8)
-            compressed = self._new(COMPRESSED_IMAGE, header=header, format="rgb8; jpeg compressed bgr8", data=data)
-            self.write(topic, COMPRESSED_IMAGE, image.stamp_ns, compressed)
+            kind = "rgb8; jpeg compressed bgr8"
+            self.write_compressed_image(topic, jpeg_bytes(image.pixels), kind, image.stamp_ns, image.frame_id)
             return
+        header = self._header(image.stamp_ns, image.frame_id)
         self._write_raw_image(topic, "rgb8", image.pixels, image.stamp_ns, header)
+
+    def write_compressed_image(self, topic: str, file: bytes, kind: str, stamp_ns: int, frame_id: str) -> None:
+        """Write the bytes of a JPEG or PNG file as a CompressedImage; kind is its `format`."""
+        data = np.frombuffer(file, np.uint8)
+        compressed = self._new(
+            COMPRESSED_IMAGE, header=self._header(stamp_ns, frame_id), format=kind, data=data
+        )
+        self.write(topic, COMPRESSED_IMAGE, stamp_ns, compressed)
 
     def write_camera_info(self, topic: str, camera: Camera, stamp_ns: int, frame_id: str) -> None:
         """Write the CameraInfo of a camera whose image is neither binned, cut nor rectified."""

@@ -11,6 +11,8 @@ from lidar_semseg_ros.core.classes import ClassTable
 
 BACKGROUND = (18, 20, 24)
 NEAREST_M = 0.5
+RANGE_COLORS_M = (1.0, 40.0)
+RAINBOW = ((255, 40, 40), (255, 220, 0), (40, 220, 60), (0, 210, 230), (50, 80, 255))
 IMAGE_DIMMED_TO, OVERLAY_OPACITY = 0.55, 0.65
 
 
@@ -70,6 +72,17 @@ def overlay(
     dimmed = pixels * IMAGE_DIMMED_TO
     mixed = OVERLAY_OPACITY * _painted(dimmed, seen, color) + (1 - OVERLAY_OPACITY) * pixels
     return np.where((seen >= 0)[..., None], mixed, dimmed).astype(np.uint8)
+
+
+def range_colors(range_m: np.ndarray) -> np.ndarray:
+    """Colour (M,) distances from near to far, red over yellow, green and cyan to blue: (M, 3) uint8.
+
+    Equal steps are equal factors, as things near the sensor matter most.
+    """
+    low, high = RANGE_COLORS_M
+    share = np.clip(np.log(np.maximum(range_m, low) / low) / np.log(high / low), 0, 1)
+    stops = np.linspace(0, 1, len(RAINBOW))
+    return np.stack([np.interp(share, stops, channel) for channel in np.transpose(RAINBOW)], axis=1).astype(np.uint8)
 
 
 def _topmost(
