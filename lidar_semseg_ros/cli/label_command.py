@@ -33,6 +33,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--calibration", help="calibration file, or the name of a shipped one (default: CameraInfo and /tf_static)"
     )
+    parser.add_argument(
+        "--masks",
+        type=Path,
+        help="take classes from masks that were made elsewhere instead of a vision model: a folder for each camera, "
+        "named after the frame of its images, with a .png or .npy for each image, named after its stamp in nanoseconds",
+    )
     parser.add_argument("--images", action="store_true", help="record the images too")
     parser.add_argument("--workers", type=int, default=1, help="recordings labelled at the same time (default: 1)")
     parser.add_argument(
@@ -53,6 +59,7 @@ def run(args: argparse.Namespace) -> None:
             poses=args.poses,
             calibration=args.calibration,
             images=args.images,
+            masks=args.masks,
         )
         for bag, output in zip(args.bags, _outputs(args.bags, args.output))
     ]

@@ -10,6 +10,7 @@ from pathlib import Path
 
 import numpy as np
 
+from lidar_semseg_ros.core.classes import ClassMap, ClassTable
 from lidar_semseg_ros.core.errors import UserError
 from lidar_semseg_ros.core.frame import LidarFrame
 from lidar_semseg_ros.core.options import to_mapping
@@ -38,11 +39,13 @@ from lidar_semseg_ros.formats.dataset import (
     settings_text,
 )
 from lidar_semseg_ros.formats.images import read_image
+from lidar_semseg_ros.formats.masks import mask_files, read_mask
 from lidar_semseg_ros.formats.pointcloud2 import CloudContent, cloud_content, pseudo_labelled_cloud, read_cloud
 from lidar_semseg_ros.formats.poses import POSE_STAMPED, fixed_transforms, recorded_poses
 from lidar_semseg_ros.formats.rig import RecordedCamera, recorded_rig
 from lidar_semseg_ros.teacher.labeller import Labeller, TakenImage, TeacherConfig, chosen_teacher, teacher_identity
 from lidar_semseg_ros.teacher.lifting import Trajectory
+from lidar_semseg_ros.teacher.vision import MaskFiles, MaskFolders, Teacher
 
 NO_POSES = "none"
 KEPT_TYPES = (TF, CAMERA_INFO, ODOMETRY, POSE_STAMPED)
@@ -61,6 +64,7 @@ class LabelJob:
     poses: str | None = None
     calibration: str | None = None
     images: bool = False
+    masks: Path | None = None
 
 
 @dataclass(kw_only=True)
@@ -163,6 +167,20 @@ def recorded_motion(
     )
 
 
+def _masks(folder: Path, classes: ClassTable, mapped: ClassMap | None) -> Teacher:
+    """Read masks that were made elsewhere: a folder for each camera, named after the frame of its images."""
+    if not folder.is_dir():
+        raise UserError(f"no folder {folder} with masks; give one that holds a folder for each camera")
+    by_frame = {
+        inner.name: MaskFiles(mask_files(inner), read_mask, classes, mapped)
+        for inner in sorted(folder.iterdir())
+        if inner.is_dir()
+    }
+    if not by_frame:
+        raise UserError(f"{folder} holds no folders; put the masks of each camera into one named after its frame")
+    return MaskFolders(by_frame)
+
+
 class _Drive:
     """A recording with all that is needed to label it."""
 
@@ -176,8 +194,13 @@ class _Drive:
         self._cameras: dict[str, RecordedCamera] = {camera.topic: camera for camera in self._rig.cameras}
         self._classes = class_table(config.classes)
         mapped = class_map(config.class_map) if config.class_map else None
-        self._models = package_share() / "models"
-        teacher = chosen_teacher(config, self._classes, mapped, self._models)
+        models = package_share() / "models"
+        if job.masks is None:
+            teacher: Teacher = chosen_teacher(config, self._classes, mapped, models)
+            self._identity = teacher_identity(config.vision.model, models)
+        else:
+            teacher = _masks(job.masks, self._classes, mapped)
+            self._identity = {"model": f"masks of {job.masks.name}"}
         self._labeller = Labeller(teacher, config.lifting, config.voting)
         self.summary = LabelSummary(output=job.output, never_labelled=teacher.never_labelled)
         self._trajectory, self._base_from_lidar, self.summary.poses = recorded_motion(bag, lidar_frame, tree, job.poses)
@@ -256,7 +279,7 @@ class _Drive:
         writer.write_json(TEACHER_CLASS_MAP_TOPIC, json.dumps(self._classes.to_mapping()), self._bag.start_ns)
         text = settings_text(
             to_mapping(self._job.config),
-            teacher_identity(self._job.config.vision.model, self._models),
+            self._identity,
             self.summary.never_labelled,
             {camera.name: (camera.camera, camera.camera_from_lidar) for camera in self._rig.cameras},
         )

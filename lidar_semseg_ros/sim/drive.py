@@ -17,6 +17,8 @@ from lidar_semseg_ros.sim.sensors import LIDARS, Scene, render, scan
 
 START_NS = 1_700_000_000_000_000_000
 CAMERA_DELAY_S = 0.033
+TURN_M, ROUNDING_M, SAMPLED_EVERY_M = 1.2, 0.35, 0.02
+"""Over how much of its way the robot turns, by how much it cuts corners, and how finely its way is kept."""
 VIEWS_PER_BUILDING = 8
 ON_FURNITURE = 0.35
 """Share of random views whose lidar stands on furniture."""
@@ -148,26 +150,34 @@ def _camera(index: int, height_m: float) -> Camera:
 
 
 class _Track:
-    """The way as a function of the distance driven, with rounded corners; at its end the robot turns back."""
+    """The way there and back as a function of the distance driven, with rounded corners.
 
-    def __init__(self, building: Building, smoothing_m: float = 0.35) -> None:
+    The robot looks where it goes; where it turns back, at either end or in a room, it does so over TURN_M of its way.
+    """
+
+    def __init__(self, building: Building) -> None:
         legs = np.linalg.norm(np.diff(building.waypoints, axis=0), axis=1)
         keep = np.concatenate([[True], legs > 1e-6])
         corners = building.waypoints[keep].astype(np.float64)
         at_m = np.concatenate([[0], np.cumsum(legs[keep[1:]])])
         self.length_m = float(at_m[-1])
-        self._smoothing_m = smoothing_m
-        self._corners, self._at_m = corners, at_m
-
-    def _place(self, distance_m: float) -> np.ndarray:
-        """Average the way over ± smoothing_m, which rounds its corners."""
-        around = distance_m + np.linspace(-1, 1, 9) * self._smoothing_m
+        # Somewhat more than there and back, so that what is smoothed begins as it ends.
+        self._sampled_m = np.arange(-TURN_M, 2 * self.length_m + TURN_M, SAMPLED_EVERY_M)
+        rounding = np.linspace(-ROUNDING_M, ROUNDING_M, 9)
+        around = self._sampled_m[:, None] + rounding
         folded = self.length_m - np.abs(np.mod(around, 2 * self.length_m) - self.length_m)
-        return np.array([np.interp(folded, self._at_m, self._corners[:, axis]).mean() for axis in (0, 1)])
+        self._places = np.stack([np.interp(folded, at_m, corners[:, axis]).mean(axis=1) for axis in (0, 1)], axis=1)
+        steps = np.diff(self._places, axis=0, append=self._places[-1:])
+        moves = np.linalg.norm(steps, axis=1) > 1e-6  # not where it turns back
+        looks = np.arctan2(steps[moves, 1], steps[moves, 0])
+        turns = np.mod(np.diff(looks) + 0.9 * np.pi, 2 * np.pi) - 0.9 * np.pi  # half turns to the left
+        looks = looks[0] + np.concatenate([[0], np.cumsum(turns)])
+        window = round(TURN_M / SAMPLED_EVERY_M / 2) * 2 + 1
+        everywhere = np.pad(np.interp(self._sampled_m, self._sampled_m[moves], looks), window // 2, mode="edge")
+        self._yaws = np.convolve(everywhere, np.full(window, 1 / window), mode="valid")
 
     def pose(self, distance_m: float) -> np.ndarray:
-        """Give map_from_base (4, 4) after a distance; the robot looks where it goes."""
-        here, ahead = self._place(distance_m), self._place(distance_m + 0.25)
-        behind = self._place(distance_m - 0.25)
-        yaw = float(np.arctan2(*(ahead - behind)[::-1]))
-        return rigid(rotation_from_rpy(0, 0, yaw), np.array([*here, 0.0]))
+        """Give map_from_base (4, 4) after a distance."""
+        along_m = distance_m % (2 * self.length_m)
+        x, y, yaw = (np.interp(along_m, self._sampled_m, of) for of in (*self._places.T, self._yaws))
+        return rigid(rotation_from_rpy(0, 0, float(yaw)), np.array([x, y, 0.0]))

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol
@@ -165,3 +165,33 @@ class MaskFiles:
                 "make masks of the size of the images"
             )
         return ids
+
+
+class MaskFolders:
+    """Mask files of several cameras, by the frame of their images."""
+
+    def __init__(self, by_frame: Mapping[str, MaskFiles]) -> None:
+        self._by_frame = by_frame
+        self.gives = "labels"
+        never = [set(files.never_labelled) for files in by_frame.values()]
+        self.never_labelled = tuple(sorted(set.intersection(*never)))
+
+    def label(self, images: Sequence[CameraImage]) -> list[PixelScores]:
+        """Give the target classes in the masks of the images, all of them certain."""
+        return [self._of(image).label([image])[0] for image in images]
+
+    def segments(self, images: Sequence[CameraImage]) -> list[np.ndarray]:
+        """Give the numbers in the masks of the images, (height, width) int32 each."""
+        return [self._of(image).segments([image])[0] for image in images]
+
+    def features(self, images: Sequence[CameraImage]) -> list[models.PatchFeatures]:
+        """Refuse: masks hold no features."""
+        return [self._of(image).features([image])[0] for image in images]
+
+    def _of(self, image: CameraImage) -> MaskFiles:
+        if image.frame_id not in self._by_frame:
+            raise UserError(
+                f"there are masks for the frames {', '.join(self._by_frame)}, but an image is of '{image.frame_id}'; "
+                "name the folders of masks after the frames of the cameras"
+            )
+        return self._by_frame[image.frame_id]

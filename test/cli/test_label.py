@@ -14,8 +14,10 @@ import pytest
 transformers = pytest.importorskip("transformers", reason="teachers need transformers, the extra 'teacher'")
 pytest.importorskip("embreex", reason="the simulator needs embreex, the extra [sim]")
 
+from lidar_semseg_ros.cli.inspect_command import inspection, reachable
 from lidar_semseg_ros.cli.main import main
 from lidar_semseg_ros.core.frame import UNLABELLED
+from lidar_semseg_ros.core.metrics import overall_accuracy
 from lidar_semseg_ros.distill.train_teacher import TeacherTrainConfig, save_teacher, train_teacher
 from lidar_semseg_ros.formats.bags import open_bag
 from lidar_semseg_ros.formats.config_files import class_table
@@ -29,6 +31,7 @@ from lidar_semseg_ros.formats.dataset import (
 )
 from lidar_semseg_ros.formats.pointcloud2 import cloud_content
 from lidar_semseg_ros.sim.drive import random_images
+from lidar_semseg_ros.view.paint import save_png
 
 ROOT = Path(__file__).parents[2]
 FRAMES = 8
@@ -133,6 +136,24 @@ def test_several_recordings_go_into_a_folder_in_parallel(
     main([*chosen[:2], str(second), *chosen[2:]])
     assert content(tmp_path / "out" / "drive.mcap") == content(labelled)
     assert (tmp_path / "out" / "second.mcap").is_file()
+
+
+def test_masks_made_elsewhere_are_lifted_and_exact_ones_make_exact_labels(
+    bag: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with open_bag(bag) as source:
+        for name in ("camera_0", "camera_1"):
+            (tmp_path / "masks" / name).mkdir(parents=True)
+            for recorded in source.messages([f"/ground_truth/{name}"]):
+                image = recorded.message()
+                stamp_ns = image.header.stamp.sec * 10**9 + image.header.stamp.nanosec
+                pixels = np.frombuffer(bytes(image.data), np.uint8).reshape(image.height, image.width)
+                save_png(tmp_path / "masks" / name / f"{stamp_ns}.png", pixels)
+    main(["label", str(bag), "-o", str(tmp_path / "a.mcap"), "--masks", str(tmp_path / "masks"), "--class-map", ""])
+    found = inspection(tmp_path / "a.mcap")
+    # Points at edges may take their neighbour's class.
+    assert overall_accuracy(reachable(found)) > 0.98 and found.coverage > 0.2
+    assert "masks of masks" in capsys.readouterr().out
 
 
 def test_inspect_tells_coverage_confidence_and_how_right_the_teacher_is(

@@ -11,7 +11,7 @@ from lidar_semseg_ros.core.camera import PinholeCamera
 from lidar_semseg_ros.core.frame import UNLABELLED
 from lidar_semseg_ros.core.geometry import OPTICAL_FROM_BODY, invert_rigid, rigid, transform_points
 from lidar_semseg_ros.sim.building import Building, make_building
-from lidar_semseg_ros.sim.drive import SimConfig, drive, place_on_furniture, random_views
+from lidar_semseg_ros.sim.drive import SimConfig, _Track, drive, place_on_furniture, random_views
 from lidar_semseg_ros.sim.sensors import LIDARS, Scene, beams, render, scan
 from lidar_semseg_ros.sim.shapes import Mesh, Surface
 
@@ -185,3 +185,17 @@ def test_class_ids_of_the_simulator_are_those_of_indoor17() -> None:
     for class_id, name in enumerate(class_table("indoor17").names):
         constant = next((key for key, said in constants.items() if said == name), name.upper())
         assert getattr(furniture, constant) == class_id
+
+
+def test_the_robot_drives_there_and_back_looks_ahead_and_never_jumps() -> None:
+    track = _Track(make_building(np.random.default_rng(2)))
+    poses = np.stack([track.pose(distance_m) for distance_m in np.arange(0, 2.2 * track.length_m, 0.02)])
+    moved_m = np.linalg.norm(np.diff(poses[:, :2, 3], axis=0), axis=1)
+    assert moved_m.max() < 0.021
+    turned_deg = np.degrees(np.arccos(np.clip(np.einsum("ni,ni->n", poses[1:, :3, 0], poses[:-1, :3, 0]), -1, 1)))
+    assert turned_deg.max() < 8, "a half turn takes its time"
+    ahead = np.einsum("ni,ni->n", np.diff(poses[:, :2, 3], axis=0), poses[1:, :2, 0]) / np.maximum(moved_m, 1e-9)
+    assert np.mean(ahead > 0.9) > 0.75
+    there, back = track.pose(3.0), track.pose(2 * track.length_m - 3.0)
+    assert np.allclose(there[:3, 3], back[:3, 3], atol=1e-3)
+    assert np.allclose(track.pose(2 * track.length_m + 1.0), track.pose(1.0), atol=1e-3)
