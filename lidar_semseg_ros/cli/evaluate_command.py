@@ -41,10 +41,11 @@ from lidar_semseg_ros.view.report import Picture, Table, html_report, text_table
 
 RUNS = 1 + 9 * len(SEVERITIES)
 WHO = {
-    EXACT: "the model against exact labels",
-    PSEUDO: "the model against pseudo-labels",
-    TEACHER: "the teacher against exact labels",
+    EXACT: "model, exact labels",
+    PSEUDO: "model, pseudo-labels",
+    TEACHER: "teacher, exact labels",
 }
+"""Comparisons in words: who is judged, by which labels."""
 SUMMARY = {
     "miou": "mIoU",
     "miou_taught": "mIoU, classes the teacher can name",
@@ -177,7 +178,11 @@ def _figures(evaluation: Evaluation, classes: ClassTable) -> dict[str, Any]:
 
 def _summary_table(found: dict[str, Any]) -> Table:
     kinds = found["against"]
-    rows = [[text, *(_percent(kinds[kind][name]) for kind in kinds)] for name, text in SUMMARY.items()]
+    rows = [
+        [text, *(_percent(kinds[kind][name]) for kind in kinds)]
+        for name, text in SUMMARY.items()
+        if any(kinds[kind][name] is not None for kind in kinds)
+    ]
     rows.append(["points", *(f"{kinds[kind]['points']:,}" for kind in kinds)])
     return Table(title="How right the labels are", header=["", *(WHO[kind] for kind in kinds)], rows=rows)
 
@@ -280,30 +285,30 @@ def _write(
     if args.json:
         args.json.write_text(text)
     if args.report:
-        sections = [*tables, *_pictures(evaluation, classes)]
+        sections: list[Table | Picture] = [*tables, *_pictures(evaluation, classes)]
         html_report(args.report, f"{found['model']} on {', '.join(path.name for path in args.bags)}", sections)
         args.report.with_suffix(".json").write_text(text)
         print(f"report: {args.report}")
 
 
 def _pictures(evaluation: Evaluation, classes: ClassTable) -> list[Picture]:
-    found = []
+    found: list[Picture] = []
     if evaluation.middle is not None:
         sweep, labels = evaluation.middle
-        columns = {"exact labels": sweep.exact, "pseudo-labels": sweep.pseudo, "the model": labels.class_id}
-        known = {title: class_id for title, class_id in columns.items() if class_id is not None}
+        views = {EXACT: sweep.exact, PSEUDO: sweep.pseudo, "model": labels.class_id}
+        known = {title: class_id for title, class_id in views.items() if class_id is not None}
         found.append(comparison_picture(sweep.frame, known, sweep.truth(), classes))
     for kind, counted in evaluation.counted.items():
         confusion = counted.confusion
-        shown = np.flatnonzero(confusion.sum(axis=1) + confusion[:, :-1].sum(axis=0))
-        columns_shown = [*shown, len(classes)]
-        total = np.maximum(confusion.sum(axis=1, keepdims=True), 1)
-        names = [classes.names[number] for number in shown]
+        true = np.flatnonzero(confusion.sum(axis=1))
+        said = np.flatnonzero(confusion.sum(axis=1) + confusion[:, : len(classes)].sum(axis=0))
+        shares = confusion[true] / confusion[true].sum(axis=1, keepdims=True)
+        rows, columns = ([classes.names[number] for number in numbers] for numbers in (true, said))
         found.append(
             Picture(
                 title=f"Confusion: {WHO[kind]}",
                 caption="each row is a true class; its points, in percent, by what they were called",
-                pixels=heat_map((confusion / total)[np.ix_(shown, columns_shown)], names, [*names, "no label"]),
+                pixels=heat_map(shares[:, [*said, len(classes)]], rows, [*columns, "no label"]),
             )
         )
     return found

@@ -11,7 +11,14 @@ import numpy as np
 from lidar_semseg_ros.core.classes import ClassTable
 from lidar_semseg_ros.core.errors import UserError
 from lidar_semseg_ros.core.frame import UNLABELLED
-from lidar_semseg_ros.core.metrics import confusion_matrix, iou_per_class, mean_iou, overall_accuracy
+from lidar_semseg_ros.core.metrics import (
+    confusion_matrix,
+    iou_per_class,
+    mean_iou,
+    of_true_classes,
+    overall_accuracy,
+    with_prediction,
+)
 from lidar_semseg_ros.formats.bags import open_bag
 from lidar_semseg_ros.formats.dataset import (
     PSEUDO_LABEL_TOPIC,
@@ -125,11 +132,8 @@ def print_inspection(path: Path, picture: Path | None) -> None:
 def reachable(found: Inspection) -> np.ndarray:
     """Take from the confusion the points with a label whose true class the teacher knows: (C, C + 1)."""
     assert found.confusion is not None
-    confusion = found.confusion.copy()
-    confusion[:, -1] = 0  # coverage tells how many these are
-    for name in found.never_labelled:
-        confusion[found.classes.id_of(name)] = 0
-    return confusion
+    known = [number for number, name in enumerate(found.classes.names) if name not in found.never_labelled]
+    return of_true_classes(with_prediction(found.confusion), known)
 
 
 def accepted_iou(found: Inspection) -> np.ndarray:

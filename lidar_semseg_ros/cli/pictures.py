@@ -62,7 +62,7 @@ def comparison_picture(
     below_m = _ceiling_m(frame.xyz[:, 2], truth, classes)
     judged = np.where(truth == UNLABELLED, 0, np.where(truth == last, 1, 2))
     colors = {title: palette[class_id] for title, class_id in labels.items()}
-    colors["errors"] = np.uint8([UNLABELLED_COLOR, RIGHT_COLOR, WRONG_COLOR])[judged]
+    colors["errors"] = np.array([UNLABELLED_COLOR, RIGHT_COLOR, WRONG_COLOR], np.uint8)[judged]
     views = [
         titled(birds_eye(frame.xyz, color, half_extent_m=extent_m, below_m=below_m, size_px=COMPARED_PX), title)
         for title, color in colors.items()

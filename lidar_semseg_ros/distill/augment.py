@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import replace
+from typing import Any
 
 import numpy as np
 
@@ -105,7 +106,7 @@ def _exchanged(one: Labelled, other: Labelled, inside: Callable[[LidarFrame], np
 def _joined(base: Labelled, kept: np.ndarray, guest: Labelled, taken: np.ndarray) -> Labelled:
     """Put rows of the guest behind rows of the base; a column that one of them lacks falls away."""
     (frame, labels), (other, other_labels) = base, guest
-    columns = {}
+    columns: dict[str, Any] = {}
     for name in ("intensity", "ring", "time_s"):
         own, strange = getattr(frame, name), getattr(other, name)
         has_both = own is not None and strange is not None
