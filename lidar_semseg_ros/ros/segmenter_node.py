@@ -6,12 +6,10 @@ import json
 import math
 import sys
 import time
-import traceback
 from dataclasses import dataclass
 from functools import cached_property
 
 import numpy as np
-import rclpy
 from rclpy.node import Node
 from sensor_msgs.msg import PointCloud2
 from std_msgs.msg import Float64
@@ -26,17 +24,17 @@ from lidar_semseg_ros.formats.pointcloud2 import CloudContent, cloud_content, re
 from lidar_semseg_ros.network.plausibility import doubt
 from lidar_semseg_ros.network.segmenter import DROP_CAUSES, STAGES, Segmentation, Segmenter, SegmenterConfig
 from lidar_semseg_ros.ros.diagnostics import DiagnosticsPublisher, GapMeter, Tally
+from lidar_semseg_ros.ros.drops import LOG_PERIOD_S, Drops
 from lidar_semseg_ros.ros.endpoints import NewestSubscription
 from lidar_semseg_ros.ros.outputs import Outputs
 from lidar_semseg_ros.ros.overlay import Overlay, OverlayConfig
 from lidar_semseg_ros.ros.parameters import declared, follow
 from lidar_semseg_ros.ros.process import run_node
 from lidar_semseg_ros.ros.timers import steady_timer
-from lidar_semseg_ros.ros.transforms import NoTransformError, Transforms
+from lidar_semseg_ros.ros.transforms import Transforms
 from lidar_semseg_ros.ros.worker import Worker
 
 MAX_PLAUSIBLE_LATENCY_S = 10.0
-LOG_PERIOD_S = 5.0
 ATTEND_PERIOD_S = 0.1
 """How soon after somebody subscribes to a result the node begins to work."""
 
@@ -91,10 +89,11 @@ class SegmenterNode(Node):
         }
         self._latency = self.create_publisher(Float64, "~/debug/pipeline_latency_ms", 1)
         self._tally, self._gaps = Tally(), GapMeter()
+        self._drops = Drops(self, self._tally)
         facts = {"model": self._segmenter.description.name, "device": self._segmenter.device}
         events = ("received", "labelled", *DROP_CAUSES, "missing")
         self._diagnostics = DiagnosticsPublisher(self, self._tally, events, lambda: facts, self._idle)
-        self._worker: Worker[PointCloud2] = Worker(self._work)
+        self._worker: Worker[PointCloud2] = Worker(self._drops.guarded(self._label))
         self._segmenter.segment(warm_up_frame())
         self._enabled = True
         self._input: NewestSubscription | None = None
@@ -168,30 +167,13 @@ class SegmenterNode(Node):
 
     # One message, in the worker's thread: labelled.
 
-    def _work(self, message: PointCloud2) -> None:
-        """Label one cloud; whatever is wrong with it, the next one gets its turn."""
-        try:
-            self._label(message)
-        except NoTransformError as error:
-            self._drop("no_transform", error)
-        except UserError as error:
-            self._drop("invalid", error)
-        except Exception:
-            if rclpy.ok():
-                self._tally.count("failed")
-                self.get_logger().error(f"cloud failed: {traceback.format_exc()}", throttle_duration_sec=LOG_PERIOD_S)
-
-    def _drop(self, cause: str, reason: object) -> None:
-        self._tally.count(cause)
-        self.get_logger().warning(f"cloud dropped ({cause}): {reason}", throttle_duration_sec=LOG_PERIOD_S)
-
     def _label(self, message: PointCloud2) -> None:
         config, removed = self._config, self._removed
         start = time.perf_counter()
         content = cloud_content(message)
         age_s = self._age_s(content.stamp_ns)
         if 0 < config.input.max_age_s < age_s:
-            self._drop("stale", f"it is {age_s:.2f} s old, and input.max_age_s is {config.input.max_age_s}")
+            self._drops.drop("stale", f"it is {age_s:.2f} s old, and input.max_age_s is {config.input.max_age_s}")
             return
         frame = read_cloud(content, config.input.fields)
         converted = time.perf_counter()

@@ -6,13 +6,11 @@ import json
 import sys
 import threading
 import time
-import traceback
 from collections import Counter
 from dataclasses import dataclass, replace
 from functools import cached_property
 
 import numpy as np
-import rclpy
 from rclpy.node import Node
 from rclpy.qos import qos_profile_sensor_data
 from sensor_msgs.msg import Image, PointCloud2
@@ -26,6 +24,7 @@ from lidar_semseg_ros.formats.config_files import class_map, class_table, packag
 from lidar_semseg_ros.formats.dataset import settings_text
 from lidar_semseg_ros.formats.pointcloud2 import cloud_content, pseudo_labelled_cloud, read_cloud
 from lidar_semseg_ros.ros.diagnostics import DiagnosticsPublisher, Tally
+from lidar_semseg_ros.ros.drops import Drops
 from lidar_semseg_ros.ros.endpoints import outlet
 from lidar_semseg_ros.ros.live_rig import ExtrinsicsConfig, LiveRig, Motion
 from lidar_semseg_ros.ros.messages import cloud_message, image_message, time_message
@@ -34,7 +33,7 @@ from lidar_semseg_ros.ros.parameters import declared
 from lidar_semseg_ros.ros.process import run_node
 from lidar_semseg_ros.ros.synchronizers import Clocks, Pair, SyncConfig, Synchronizer, synchronizer
 from lidar_semseg_ros.ros.timers import steady_timer
-from lidar_semseg_ros.ros.transforms import NoTransformError, Transforms
+from lidar_semseg_ros.ros.transforms import Transforms
 from lidar_semseg_ros.ros.worker import Worker
 from lidar_semseg_ros.teacher.labeller import (
     Labeller,
@@ -47,7 +46,6 @@ from lidar_semseg_ros.teacher.labeller import (
 from lidar_semseg_ros.teacher.voting import coverage
 from lidar_semseg_ros.view.paint import overlay
 
-LOG_PERIOD_S = 5.0
 ATTEND_PERIOD_S = 0.1
 DROP_CAUSES = ("busy", "no_image", "invalid", "no_transform", "failed")
 """Why a cloud gets no pseudo-labels."""
@@ -90,10 +88,11 @@ class TeacherNode(Node):
             self._transforms  # noqa: B018 - to fail at the start, not at the first cloud
         self._make_outputs()
         self._tally = Tally()
+        self._drops = Drops(self, self._tally)
         self._seen = _CameraStatistics()
         events = ("received", "labelled", *DROP_CAUSES)
         self._diagnostics = DiagnosticsPublisher(self, self._tally, events, self._facts, self._idle)
-        self._worker: Worker[Pair] = Worker(self._work)
+        self._worker: Worker[Pair] = Worker(self._drops.guarded(self._label))
         self._input: Synchronizer | None = None
         self._sweep_s, self._last_ns, self._recorded_cameras = 0.0, 0, 0
         self._attending = steady_timer(self, ATTEND_PERIOD_S, self._attend)
@@ -142,28 +141,11 @@ class TeacherNode(Node):
     def _receive(self, pair: Pair) -> None:
         self._seen.note(pair)
         if not pair.images:
-            self._drop("no_image", "no image lies near it in time; look at the stamps, or raise sync.max_dt_s")
+            self._drops.drop("no_image", "no image lies near it in time; look at the stamps, or raise sync.max_dt_s")
         elif self._worker.put(pair):
             self._tally.count("busy")
 
     # One pair, in the worker's thread.
-
-    def _work(self, pair: Pair) -> None:
-        """Label one cloud; whatever is wrong with it, the next one gets its turn."""
-        try:
-            self._label(pair)
-        except NoTransformError as error:
-            self._drop("no_transform", error)
-        except UserError as error:
-            self._drop("invalid", error)
-        except Exception:
-            if rclpy.ok():
-                self._tally.count("failed")
-                self.get_logger().error(f"cloud failed: {traceback.format_exc()}", throttle_duration_sec=LOG_PERIOD_S)
-
-    def _drop(self, cause: str, reason: object) -> None:
-        self._tally.count(cause)
-        self.get_logger().warning(f"cloud dropped ({cause}): {reason}", throttle_duration_sec=LOG_PERIOD_S)
 
     def _label(self, pair: Pair) -> None:
         start = time.perf_counter()
