@@ -647,9 +647,7 @@ class BagWriter:
     def write_compressed_image(self, topic: str, file: bytes, kind: str, stamp_ns: int, frame_id: str) -> None:
         """Write the bytes of a JPEG or PNG file as a CompressedImage; kind is its `format`."""
         data = np.frombuffer(file, np.uint8)
-        compressed = self._new(
-            COMPRESSED_IMAGE, header=self._header(stamp_ns, frame_id), format=kind, data=data
-        )
+        compressed = self._new(COMPRESSED_IMAGE, header=self._header(stamp_ns, frame_id), format=kind, data=data)
         self.write(topic, COMPRESSED_IMAGE, stamp_ns, compressed)
 
     def write_camera_info(self, topic: str, camera: Camera, stamp_ns: int, frame_id: str) -> None:

@@ -169,6 +169,17 @@ def test_inspect_tells_coverage_confidence_and_how_right_the_teacher_is(
     assert (tmp_path / "a.png").read_bytes().startswith(b"\x89PNG")
 
 
+def test_poses_that_are_not_wanted_are_ignored_and_no_past_sweeps_vote(
+    bag: Path, teacher: Path, labelled: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    main(arguments(bag, teacher, tmp_path / "a.mcap", "--poses", "none"))
+    assert "poses: none" in capsys.readouterr().out
+    with open_bag(tmp_path / "a.mcap") as still, open_bag(labelled) as moving:
+        votes = [[int(sweep.views.max()) for sweep in pseudo_labelled_sweeps(made)] for made in (still, moving)]
+    # Two cameras that overlap nowhere; of the drive, up to 10 past sweeps count.
+    assert max(votes[0]) <= 2 < max(votes[1])
+
+
 @pytest.mark.parametrize(
     ("change", "said"),
     [

@@ -1,0 +1,70 @@
+"""`calib-check` on a simulated drive with two cameras, whose calibration is exact."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+pytest.importorskip("embreex", reason="the simulator needs embreex, the extra [sim]")
+
+from lidar_semseg_ros.cli.main import main
+from lidar_semseg_ros.core.geometry import rigid, rotation_from_rpy
+from lidar_semseg_ros.formats.bags import open_bag
+from lidar_semseg_ros.formats.poses import fixed_transforms
+
+
+@pytest.fixture(scope="module")
+def bag(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    path = tmp_path_factory.mktemp("drive") / "drive.mcap"
+    main(["simulate", "-o", str(path), "--cameras", "2", "--frames", "6", "--seed", "4", "--speed-mps", "2"])
+    return path
+
+
+def test_an_exact_calibration_is_good_for_each_camera_and_drawn(
+    bag: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    main(["calib-check", str(bag), "-o", str(tmp_path / "a.png")])
+    said = capsys.readouterr().out
+    assert "camera_0: good" in said and "camera_1: good" in said
+    assert (tmp_path / "a.png").read_bytes().startswith(b"\x89PNG")
+
+
+def test_a_calibration_file_that_is_wrong_by_2_degrees_is_called_wrong_with_the_turn(
+    bag: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with open_bag(bag) as opened:
+        right = fixed_transforms(opened).lookup("camera_0", "lidar")
+    assert right is not None
+    wrong = rigid(rotation_from_rpy(0, np.radians(2), 0), np.zeros(3)) @ right
+    file = tmp_path / "wrong.yaml"
+    file.write_text(
+        "lidars: {lidar: {stamp: start}}\n"
+        "cameras:\n"
+        "  camera_0:\n"
+        "    topic: /camera_0/image_raw/compressed\n"
+        "    camera_info_topic: /camera_0/camera_info\n"
+        "    direction: camera_from_lidar\n"
+        f"    matrix: {wrong.ravel().tolist()}\n"
+    )
+    main(["calib-check", str(bag), "--calibration", str(file)])
+    said = capsys.readouterr().out
+    assert "camera_0: wrong" in said
+    assert any(f"-{turn:.1f}° about y (down)" in said for turn in (1.8, 1.9, 2.0, 2.1, 2.2)), said
+
+
+def test_a_recording_without_clouds_cameras_or_poses_is_an_error(
+    bag: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    blind = tmp_path / "blind.mcap"
+    main(["simulate", "-o", str(blind), "--lidar", "VLP-16", "--cameras", "0", "--frames", "1"])
+    for command, said in (
+        (["calib-check", str(blind)], "no camera of the recording can be used"),
+        (["calib-check", str(bag), "--topic", "/none"], "has no cloud topic /none"),
+        (["calib-check", str(bag), "--poses", "/none"], "holds no poses"),
+        (["calib-check", str(bag), "--calibration", "nowhere"], "no calibration 'nowhere'"),
+    ):
+        with pytest.raises(SystemExit) as ended:
+            main(command)
+        assert ended.value.code == 2 and said in capsys.readouterr().err
