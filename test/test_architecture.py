@@ -44,7 +44,7 @@ ROS = {
 OTHERS = {
     "core": {"numpy"},
     "formats": {"numpy", "yaml", "rosbags", "mcap", "PIL"},
-    "network": {"numpy", "numba", "scipy", "torch", "safetensors", "onnx", "onnxruntime"},
+    "network": {"numpy", "numba", "scipy", "torch", "triton", "safetensors", "onnx", "onnxruntime"},
     "teacher": {"numpy", "torch", "transformers", "skimage", "sklearn"},
     "sim": {"numpy", "embreex"},
     "view": {"numpy", "PIL"},
@@ -53,19 +53,40 @@ OTHERS = {
     "cli": {"numpy", "tqdm", "ray"},
 }
 """What each layer may import of third parties."""
-HEAVY = {"torch", "onnx", "onnxruntime", "safetensors", "scipy", "numba", "rosbags", "mcap", "embreex", "PIL"} | {
+HEAVY = {
+    "torch",
+    "triton",
+    "onnx",
+    "onnxruntime",
+    "safetensors",
+    "scipy",
+    "numba",
+    "rosbags",
+    "mcap",
+    "embreex",
+    "PIL",
+} | {
     "transformers",
     "skimage",
     "sklearn",
 }
 """What may be imported only where it is used, except by the modules that are about it."""
 ABOUT = {
+    "network/device_inputs.py": {"torch"},
+    "network/device_segmenter.py": {"torch"},
+    "network/fused_network.py": {"torch"},
     "network/grid_kernels.py": {"numba"},
     "network/inference.py": {"torch"},
     "network/kernels.py": {"numba"},
     "network/reference.py": {"torch"},
+    "network/triton_kernels.py": {"torch", "triton"},
     "network/waffleiron.py": {"torch"},
+    "distill/distillation.py": {"torch"},
     "distill/losses.py": {"torch"},
+    "distill/objectives.py": {"torch"},
+    "distill/processes.py": {"torch"},
+    "distill/run_files.py": {"torch"},
+    "distill/samples.py": {"torch"},
     "distill/batches.py": {"torch"},
     "distill/train.py": {"torch"},
     "distill/train_teacher.py": {"torch"},

@@ -1,0 +1,76 @@
+"""Which sweeps a student sees: recordings mixed by weight, nested shares of them, splits that do not overlap."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+
+from lidar_semseg_ros.core.classes import ClassTable
+from lidar_semseg_ros.core.errors import UserError
+from lidar_semseg_ros.distill.recordings import Recording, SourceConfig
+
+
+@dataclass(frozen=True, kw_only=True)
+class Mixture:
+    """Recordings with the sweeps of each that take part, (S,) increasing, and how often each is drawn from."""
+
+    recordings: tuple[Recording, ...]
+    sweeps: tuple[np.ndarray, ...]
+    weights: np.ndarray
+
+    def draw(self, rng: np.random.Generator) -> tuple[Recording, int]:
+        """Draw a recording by its weight, and one of its sweeps."""
+        chosen = int(rng.choice(len(self.recordings), p=self.weights))
+        return self.recordings[chosen], int(rng.choice(self.sweeps[chosen]))
+
+    def __len__(self) -> int:
+        return sum(len(sweeps) for sweeps in self.sweeps)
+
+
+def mixed(recordings: Sequence[Recording], weights: Sequence[float], share: float, seed: int) -> Mixture:
+    """Mix recordings; of each, `share` of its sweeps take part. UserError if there is nothing to draw from."""
+    total = float(np.sum(weights))
+    if not recordings or not total > 0:
+        raise UserError("there is nothing to train on; give recordings with a positive 'weight'")
+    empty = [recording.name for recording in recordings if len(recording) == 0]
+    if empty:
+        raise UserError(f"{', '.join(empty)} has no sweeps; leave it out of the training configuration")
+    sweeps = tuple(nested_subset(len(recording), share, seed) for recording in recordings)
+    return Mixture(recordings=tuple(recordings), sweeps=sweeps, weights=np.asarray(weights, float) / total)
+
+
+def nested_subset(count: int, share: float, seed: int) -> np.ndarray:
+    """Choose ⌈share · count⌉ of `count` sweeps, increasing; with one seed, a smaller share is part of a larger one."""
+    # A share such as 0.07 of 100 is 7.000000000000001 in floating point.
+    chosen = max(1, int(np.ceil(round(share * count, 9))))
+    return np.sort(np.random.default_rng(seed).permutation(count)[:chosen])
+
+
+def require_separate_splits(splits: Mapping[str, Sequence[SourceConfig]]) -> None:
+    """Raise UserError if a sequence is in two splits: neighbouring sweeps are nearly the same."""
+    seen: dict[str, str] = {}
+    for split, sources in splits.items():
+        # A file is one sequence, however it is called.
+        drives = {name for source in sources for name in (source.drive, str(Path(source.path).expanduser().resolve()))}
+        for drive in sorted(drives):
+            if drive in seen:
+                raise UserError(
+                    f"sequence '{drive}' is in '{seen[drive]}' and in '{split}'; keep it in one of them, or name the "
+                    "sequences ('sequence: …') if these are two drives"
+                )
+            seen[drive] = split
+
+
+def require_classes(recordings: Sequence[Recording], table: ClassTable) -> None:
+    """Raise UserError if a recording's labels have other classes than `table`."""
+    for recording in recordings:
+        if recording.classes is not None and recording.classes.names != table.names:
+            raise UserError(
+                f"{recording.name} is labelled with the classes of {recording.classes.name} "
+                f"({', '.join(recording.classes.names[:3])}, …), but the student learns those of {table.name} "
+                f"({', '.join(table.names[:3])}, …); set 'classes: {recording.classes.name}', or label it anew with "
+                f"--classes {table.name}"
+            )

@@ -1,0 +1,319 @@
+"""Recordings that a student learns from, all with the same face: a labelled sweep and its images by number."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any, Protocol
+
+import numpy as np
+
+from lidar_semseg_ros.core.camera import Camera, camera_of_model
+from lidar_semseg_ros.core.classes import ClassTable
+from lidar_semseg_ros.core.errors import UserError
+from lidar_semseg_ros.core.frame import UNLABELLED, CameraImage, LidarFrame
+from lidar_semseg_ros.core.options import setting
+from lidar_semseg_ros.formats.images import read_image
+from lidar_semseg_ros.teacher.lifting import Trajectory
+
+LABELS = ("pseudo", "exact", "none")
+OPTIONAL = ("intensity", "ring", "time_s")
+"""Columns that a sweep may lack."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class SourceConfig:
+    """A recording to learn from, as a training configuration names it."""
+
+    path: str = setting("", "a bag, or a folder of SemanticKITTI with velodyne/ and labels/")
+    labels: str = setting(
+        "pseudo",
+        "pseudo (of a teacher: `lidar-semseg label`), exact (of the simulator or of annotators) or none",
+        choices=LABELS,
+    )
+    weight: float = setting(1.0, "how often sweeps are drawn from it, relative to the others", minimum=0.0)
+    sequence: str = setting("", "the drive that it is part of; empty: the name of the file or folder")
+    topic: str = setting("", "topic of the clouds where there are several; pseudo-labels have their own")
+    calibration: str = setting("", "calibration file or preset; empty: what the recording says")
+    intensity_scale: float = setting(1.0, "factor from its intensities to those of the model's inputs", minimum=0.0)
+
+    def __post_init__(self) -> None:
+        if not self.path:
+            raise UserError("a recording of the training configuration has no path; write 'path: FILE.mcap'")
+
+    @property
+    def drive(self) -> str:
+        """Name the sequence that must not be in two splits."""
+        return self.sequence or Path(self.path).expanduser().resolve().stem
+
+
+@dataclass(frozen=True, kw_only=True)
+class StoredImage:
+    """An image beside a sweep, still packed.
+
+    key: its name among all images of all recordings. time_ns: on the clock of the sweep. file: bytes of a JPEG or PNG.
+    """
+
+    key: str
+    time_ns: int
+    camera: Camera
+    camera_from_lidar: np.ndarray
+    file: np.ndarray
+
+    def read(self) -> CameraImage:
+        """Unpack the pixels; UserError if they are not those that the camera was calibrated for."""
+        stamp = SimpleNamespace(sec=self.time_ns // 10**9, nanosec=self.time_ns % 10**9)
+        header = SimpleNamespace(stamp=stamp, frame_id="")
+        image = read_image(SimpleNamespace(header=header, format="jpeg or png", data=self.file.tobytes()))
+        height, width = image.pixels.shape[:2]
+        if (self.camera.width, self.camera.height) != (width, height):
+            raise UserError(
+                f"image {self.key} has {width}×{height} pixels, but its calibration is for "
+                f"{self.camera.width}×{self.camera.height}; calibrate at the resolution that was recorded"
+            )
+        return image
+
+
+@dataclass(frozen=True, kw_only=True)
+class LabelledSweep:
+    """A sweep with what is said of its N points, and the images taken meanwhile.
+
+    class_id: (N,) uint8, UNLABELLED where nothing is said. confidence: (N,) float32 in [0, 1], 0 there.
+    """
+
+    frame: LidarFrame
+    class_id: np.ndarray
+    confidence: np.ndarray
+    images: tuple[StoredImage, ...] = ()
+
+
+class Recording(Protocol):
+    """Labelled sweeps by number.
+
+    name: of the file or folder. classes: what the labels mean; None without labels. origin: who labelled, by key.
+    key: changes with the content. trajectory and base_from_lidar: where the robot was; None where that is not known.
+    """
+
+    name: str
+    key: str
+    classes: ClassTable | None
+    origin: Mapping[str, str]
+    trajectory: Trajectory | None
+    base_from_lidar: np.ndarray
+
+    def __len__(self) -> int:
+        """Count the sweeps."""
+        ...
+
+    def sweep(self, index: int) -> LabelledSweep:
+        """Read one sweep."""
+        ...
+
+
+class CachedRecording:
+    """A recording laid out as memory-mapped arrays, which the processes of a machine share.
+
+    The folder holds one .npy per column with the points of all sweeps one after the other, `start` (S + 1,) where each
+    begins, the bytes of all images, and about.json.
+    """
+
+    def __init__(self, folder: Path, intensity_scale: float = 1.0) -> None:
+        self._folder, self._scale = folder, np.float32(intensity_scale)
+        about = json.loads((folder / "about.json").read_text(encoding="utf-8"))
+        self.name, self.key = str(about["name"]), folder.name
+        self.classes = ClassTable.from_mapping(about["classes"]) if about["classes"] else None
+        self.origin: Mapping[str, str] = about["origin"]
+        self._frame_id = str(about["frame_id"])
+        self._cameras = [camera_from_json(camera) for camera in about["cameras"]]
+        self.base_from_lidar = np.reshape(about["base_from_lidar"], (4, 4))
+        self.trajectory: Trajectory | None = None
+        poses = np.load(folder / "map_from_base.npy")
+        if len(poses):
+            self.trajectory = Trajectory(stamps_ns=np.load(folder / "pose_ns.npy"), map_from_base=poses)
+        self._map()
+
+    def _map(self) -> None:
+        self._columns: dict[str, np.ndarray] = {
+            path.stem: np.load(path, mmap_mode="r") for path in self._folder.glob("*.npy") if path.stat().st_size > 128
+        }
+
+    def __getstate__(self) -> dict[str, Any]:
+        # A process that is handed this maps the files itself; pickled arrays would be copies.
+        return {name: value for name, value in vars(self).items() if name != "_columns"}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        vars(self).update(state)
+        self._map()
+
+    def __len__(self) -> int:
+        return len(self._columns["start"]) - 1
+
+    def sweep(self, index: int) -> LabelledSweep:
+        """Read one sweep; its images stay packed."""
+        begin, end = (int(place) for place in self._columns["start"][index : index + 2])
+        points = {
+            name: np.array(self._columns[name][begin:end]) if end > begin else _empty(name)
+            for name in ("xyz", *OPTIONAL, "class_id", "confidence")
+        }
+        there = dict(zip(OPTIONAL, self._columns["has"][index]))
+        frame = LidarFrame(
+            stamp_ns=int(self._columns["stamp_ns"][index]),
+            frame_id=self._frame_id,
+            xyz=points["xyz"],
+            intensity=points["intensity"] * self._scale if there["intensity"] else None,
+            ring=points["ring"] if there["ring"] else None,
+            time_s=points["time_s"] if there["time_s"] else None,
+        )
+        return LabelledSweep(
+            frame=frame,
+            class_id=points["class_id"],
+            confidence=points["confidence"],
+            images=self._images(index),
+        )
+
+    def _images(self, index: int) -> tuple[StoredImage, ...]:
+        images: list[StoredImage] = []
+        if not self._cameras:
+            return ()
+        for (camera, camera_from_lidar), number in zip(self._cameras, self._columns["image_of"][index]):
+            if number >= 0:
+                begin, end = self._columns["image_start"][number : number + 2]
+                images.append(
+                    StoredImage(
+                        key=f"{self.key}/{number}",
+                        time_ns=int(self._columns["image_ns"][number]),
+                        camera=camera,
+                        camera_from_lidar=camera_from_lidar,
+                        file=self._columns["image_bytes"][begin:end],
+                    )
+                )
+        return tuple(images)
+
+
+COLUMNS: dict[str, tuple[str, tuple[int, ...]]] = {
+    "xyz": ("<f4", (3,)),
+    "intensity": ("<f4", ()),
+    "ring": ("<u2", ()),
+    "time_s": ("<f4", ()),
+    "class_id": ("|u1", ()),
+    "confidence": ("<f4", ()),
+    "image_bytes": ("|u1", ()),
+}
+"""What grows with the recording: number format and shape of an entry."""
+
+
+def _empty(name: str) -> np.ndarray:
+    kind, tail = COLUMNS[name]
+    return np.empty((0, *tail), np.dtype(kind))
+
+
+class RecordingWriter:
+    """Lays a recording out for CachedRecording; points go to disk as they come."""
+
+    def __init__(self, folder: Path) -> None:
+        self._folder = folder
+        folder.mkdir(parents=True)
+        self._files = {name: _GrowingArray(folder / f"{name}.npy", *COLUMNS[name]) for name in COLUMNS}
+        self._start, self._stamp_ns, self._has = [0], list[int](), list[list[bool]]()
+        self._image_start, self._image_ns, self._image_of = [0], list[int](), list[list[int]]()
+        self._image_numbers: dict[tuple[int, int], int] = {}
+
+    def add(
+        self, frame: LidarFrame, class_id: np.ndarray, confidence: np.ndarray, images: list[tuple[int, bytes] | None]
+    ) -> None:
+        """Add a sweep with its labels and, per camera, time and file of its image or None."""
+        columns = {name: getattr(frame, name) for name in ("xyz", *OPTIONAL)}
+        for name, column in (columns | {"class_id": class_id, "confidence": confidence}).items():
+            # A column that this sweep lacks is filled up, so that all columns have the same rows.
+            self._files[name].append(np.zeros(len(frame), _empty(name).dtype) if column is None else column)
+        self._start.append(self._start[-1] + len(frame))
+        self._stamp_ns.append(frame.stamp_ns)
+        self._has.append([columns[name] is not None for name in OPTIONAL])
+        self._image_of.append([-1 if image is None else self._number(i, *image) for i, image in enumerate(images)])
+
+    def _number(self, camera: int, time_ns: int, file: bytes) -> int:
+        """Store an image unless the sweep before had the same, and give its number."""
+        if (camera, time_ns) not in self._image_numbers:
+            self._image_numbers[camera, time_ns] = len(self._image_ns)
+            self._files["image_bytes"].append(np.frombuffer(file, np.uint8))
+            self._image_start.append(self._image_start[-1] + len(file))
+            self._image_ns.append(time_ns)
+        return self._image_numbers[camera, time_ns]
+
+    def close(self, trajectory: Trajectory | None, about: Mapping[str, Any]) -> None:
+        """Write what is small, and complete the headers."""
+        for file in self._files.values():
+            file.close()
+        small = {
+            "start": np.array(self._start, np.int64),
+            "stamp_ns": np.array(self._stamp_ns, np.int64),
+            "has": np.array(self._has, bool).reshape(-1, len(OPTIONAL)),
+            "image_start": np.array(self._image_start, np.int64),
+            "image_ns": np.array(self._image_ns, np.int64),
+            "image_of": np.array(self._image_of, np.int64).reshape(len(self._stamp_ns), -1),
+            "pose_ns": np.empty(0, np.int64) if trajectory is None else trajectory.stamps_ns,
+            "map_from_base": np.empty((0, 4, 4)) if trajectory is None else trajectory.map_from_base,
+        }
+        for name, array in small.items():
+            np.save(self._folder / f"{name}.npy", array)
+        (self._folder / "about.json").write_text(json.dumps(about), encoding="utf-8")
+
+
+class _GrowingArray:
+    """A .npy file whose first axis grows; NumPy pads its header for that."""
+
+    def __init__(self, path: Path, kind: str, tail: tuple[int, ...]) -> None:
+        self._file, self._kind, self._tail, self._rows = path.open("wb"), kind, tail, 0
+        self._write_header()
+
+    def _write_header(self) -> None:
+        header = {"descr": self._kind, "fortran_order": False, "shape": (self._rows, *self._tail)}
+        np.lib.format.write_array_header_1_0(self._file, header)
+
+    def append(self, rows: np.ndarray) -> None:
+        self._file.write(np.ascontiguousarray(rows, np.dtype(self._kind)).data)
+        self._rows += len(rows)
+
+    def close(self) -> None:
+        self._file.seek(0)
+        self._write_header()
+        self._file.close()
+
+
+def camera_to_json(camera: Camera, camera_from_lidar: np.ndarray) -> dict[str, Any]:
+    """Give a camera and its place as plain values."""
+    return {
+        "model": camera.model,
+        "width": camera.width,
+        "height": camera.height,
+        "K": camera.matrix.ravel().tolist(),
+        "distortion": camera.distortion.tolist(),
+        "camera_from_lidar": camera_from_lidar.ravel().tolist(),
+    }
+
+
+def camera_from_json(values: Mapping[str, Any]) -> tuple[Camera, np.ndarray]:
+    """Read `camera_to_json` back."""
+    camera = camera_of_model(
+        values["model"],
+        width=values["width"],
+        height=values["height"],
+        matrix=np.reshape(values["K"], (3, 3)),
+        distortion=np.array(values["distortion"]),
+    )
+    return camera, np.reshape(values["camera_from_lidar"], (4, 4))
+
+
+def without_confidence(class_id: np.ndarray) -> np.ndarray:
+    """Give labels that are certain, (N,) float32: 1 where there is one."""
+    return (class_id != UNLABELLED).astype(np.float32)
+
+
+def scaled(frame: LidarFrame, intensity_scale: float) -> LidarFrame:
+    """Bring the intensities of a sweep to another unit."""
+    if frame.intensity is None or intensity_scale == 1.0:
+        return frame
+    return replace(frame, intensity=frame.intensity * np.float32(intensity_scale))

@@ -1,0 +1,111 @@
+"""What a run leaves beside its model: checkpoints, losses, and the batch that stopped it."""
+
+from __future__ import annotations
+
+import csv
+import logging
+import os
+from collections.abc import Mapping, Sequence
+from io import BytesIO, StringIO
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from lidar_semseg_ros.core.errors import UserError
+from lidar_semseg_ros.distill.samples import TaughtBatch
+
+logger = logging.getLogger(__name__)
+
+
+class RunFiles:
+    """The files of the run that makes one model."""
+
+    def __init__(self, output: Path, settings: str) -> None:
+        """Name them; settings: all that the course of the run depends on, for a checkpoint of another is refused."""
+        self.checkpoint = output.with_suffix(".checkpoint")
+        self.losses = output.with_suffix(".losses.csv")
+        self._offending = output.with_suffix(".offending.npz")
+        self._settings = settings
+        self._board = _tensorboard(output.with_suffix(".tensorboard"))
+
+    def read_checkpoint(self) -> dict[str, Any] | None:
+        """Read the checkpoint of an earlier run; None if there is none, UserError if that did something else."""
+        if not self.checkpoint.is_file():
+            return None
+        try:
+            state: dict[str, Any] = torch.load(self.checkpoint, map_location="cpu", weights_only=True)
+            settings = state.pop("settings")
+        except Exception as error:  # what torch makes of damaged bytes is of many types
+            raise UserError(f"{self.checkpoint} is damaged ({error}); remove it to begin anew") from error
+        if settings != self._settings:
+            raise UserError(
+                f"{self.checkpoint} is of a run with other settings or recordings; remove it to begin anew, or take "
+                "those settings again"
+            )
+        return state
+
+    def write_checkpoint(self, state: Mapping[str, Any]) -> None:
+        """Replace the checkpoint by a newer one; where that cannot be written, the older one stays."""
+        buffer = BytesIO()
+        torch.save({**state, "settings": self._settings}, buffer)
+        try:
+            _replace(self.checkpoint, buffer.getvalue())
+        except OSError as error:
+            logger.warning("%s was not renewed (%s); the one before stays", self.checkpoint, error)
+
+    def write_losses(self, names: Sequence[str], rows: Sequence[Sequence[float]]) -> None:
+        """Write the losses of all steps so far as a table."""
+        text = StringIO()
+        writer = csv.writer(text, lineterminator="\n")
+        writer.writerow(["step", *names])
+        writer.writerows([step, *row] for step, row in enumerate(rows))
+        try:
+            _replace(self.losses, text.getvalue().encode())
+        except OSError as error:
+            logger.warning("%s was not renewed (%s)", self.losses, error)
+
+    def show(self, step: int, names: Sequence[str], row: Sequence[float]) -> None:
+        """Send the losses of a step to TensorBoard where it is installed."""
+        if self._board is not None:
+            for name, value in zip(names, row):
+                self._board.add_scalar(name, value, step)
+
+    def save_offending(self, step: int, taught: TaughtBatch) -> Path:
+        """Save the batch of a step whose loss is no number, and give the file."""
+        arrays = {
+            "features": taught.batch.features,
+            "neighbours": taught.batch.neighbours,
+            "labels": taught.batch.labels,
+            "weights": taught.weights,
+        }
+        named: dict[str, Any] = {name: tensor.numpy(force=True) for name, tensor in arrays.items()}
+        np.savez_compressed(self._offending, **named, step=step, sweeps=np.array(taught.names))
+        return self._offending
+
+    def finish(self) -> None:
+        """Remove the checkpoint of a run that is complete."""
+        self.checkpoint.unlink(missing_ok=True)
+        if self._board is not None:
+            self._board.close()
+
+
+def _replace(path: Path, content: bytes) -> None:
+    part = path.with_name(path.name + ".part")
+    try:
+        with part.open("wb") as file:
+            file.write(content)
+            file.flush()
+            os.fsync(file.fileno())
+        part.replace(path)
+    finally:
+        part.unlink(missing_ok=True)
+
+
+def _tensorboard(folder: Path) -> Any:
+    try:
+        from torch.utils.tensorboard import SummaryWriter
+    except ImportError:
+        return None
+    return SummaryWriter(str(folder))

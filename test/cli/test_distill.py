@@ -1,0 +1,157 @@
+"""`distill` as users start it: alone, killed and started again, on several processes; and what becomes of its model."""
+
+from __future__ import annotations
+
+import csv
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+torch = pytest.importorskip("torch", reason="PyTorch is not installed")
+from taught import STOREYS, two_storeys, write_config, write_feature_teacher, write_taught
+
+from lidar_semseg_ros.cli.main import main
+from lidar_semseg_ros.core.classes import ClassTable
+from lidar_semseg_ros.network.model_file import read_description, read_safetensors
+from lidar_semseg_ros.network.segmenter import Segmenter, SegmenterConfig
+
+ROOT = Path(__file__).parents[2]
+ONE_THREAD = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)}
+COMMAND = ["-m", "lidar_semseg_ros.cli.main", "distill"]
+
+
+@pytest.fixture(autouse=True)
+def one_thread() -> Iterator[None]:
+    """Networks as small as these are faster so, above all where the cores are busy."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(threads)
+
+
+@pytest.fixture(scope="module")
+def bag(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    path = tmp_path_factory.mktemp("bag") / "a.mcap"
+    write_taught(path, sweeps=5, points=500)
+    return path
+
+
+@pytest.fixture
+def config(bag: Path, tmp_path: Path) -> Path:
+    return write_config(tmp_path / "plan.yaml", [bag], tmp_path / "cache")
+
+
+def losses(model: Path) -> list[float]:
+    with model.with_suffix(".losses.csv").open(newline="") as file:
+        return [float(row["loss"]) for row in csv.DictReader(file)]
+
+
+def test_a_model_says_where_it_comes_from_and_labels_clouds(
+    bag: Path, config: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    model = tmp_path / "student.safetensors"
+    main(["distill", str(config), "-o", str(model), "--steps", "30", "--learning-rate", "0.005", "--share", "0.6"])
+    assert "30 steps of 2 sweeps out of 3" in capsys.readouterr().out
+    description = read_description(model)
+    assert description.classes == STOREYS and description.provenance["seed"] == "0"
+    assert "a.mcap (3 of 5 sweeps, weight 1; labels pseudo, teacher model tiny" in description.provenance["data"]
+    assert "--share 0.6" in description.provenance["command"] and description.provenance["objectives"].endswith(" 1")
+    assert (tmp_path / "student.losses.png").read_bytes().startswith(b"\x89PNG") and len(losses(model)) == 30
+    assert not list(tmp_path.glob("*.checkpoint")) and not list(tmp_path.glob("*.part"))
+
+    frame, truth = two_storeys(np.random.default_rng(9), 500)
+    said = Segmenter(SegmenterConfig(model=str(model)), tmp_path).segment(frame).labels.class_id
+    assert (said == truth).mean() > 0.9
+
+
+def test_a_run_that_was_killed_goes_on_to_the_same_losses(config: Path, tmp_path: Path) -> None:
+    whole, killed = tmp_path / "whole.safetensors", tmp_path / "killed.safetensors"
+    settings = ["--steps", "40", "--checkpoint", "4"]
+    command = [sys.executable, *COMMAND, str(config), "-o", str(killed), *settings]
+    with subprocess.Popen(command, cwd=ROOT, env=ONE_THREAD, stderr=subprocess.DEVNULL) as process:
+        deadline = time.monotonic() + 60
+        while not killed.with_suffix(".checkpoint").exists() and time.monotonic() < deadline:
+            time.sleep(0.01)
+        process.send_signal(signal.SIGKILL)
+    assert killed.with_suffix(".checkpoint").exists() and not killed.exists()
+    done = len(losses(killed)) if killed.with_suffix(".losses.csv").exists() else 0
+    assert done < 40
+    subprocess.run(command, cwd=ROOT, env=ONE_THREAD, check=True, capture_output=True)
+    main(["distill", str(config), "-o", str(whole), *settings])
+    assert losses(killed) == losses(whole) and len(losses(whole)) == 40
+    first, second = read_safetensors(whole)[0], read_safetensors(killed)[0]
+    assert all(bool((first[key] == second[key]).all()) for key in first)
+
+
+def test_two_processes_learn_as_one_with_twice_the_batch(config: Path, tmp_path: Path) -> None:
+    one, two = tmp_path / "one.safetensors", tmp_path / "two.safetensors"
+    torchrun = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
+    shared = [*torchrun, *COMMAND, str(config), "-o", str(two), "--steps", "6", "--batch", "2"]
+    subprocess.run(shared, cwd=ROOT, env=ONE_THREAD, check=True, capture_output=True)
+    main(["distill", str(config), "-o", str(one), "--steps", "6", "--batch", "4"])
+    # The mean of the losses of two halves is not the loss of their points together: Lovász is no sum over points, and
+    # the halves have different numbers of labels. The batch norms and the sweeps are the same.
+    assert losses(two) == pytest.approx(losses(one), rel=0.02)
+
+
+def test_features_are_learned_first_and_labels_from_there(bag: Path, tmp_path: Path) -> None:
+    pytest.importorskip("transformers", reason="teachers need transformers, the extra 'teacher'")
+    eyes = write_feature_teacher(tmp_path / "eyes")
+    objectives = {"pseudo_labels": 0.0, "scalr": 1.0, "seal_superpixels": 0.1, "superpixels": "slic"}
+    cache = tmp_path / "cache"
+    first = write_config(
+        tmp_path / "first.yaml", [bag], cache, objectives=objectives, images={"model": str(eyes), "px": 56}
+    )
+    main(["distill", str(first), "-o", str(tmp_path / "pre.safetensors"), "--steps", "3"])
+    pre = read_description(tmp_path / "pre.safetensors")
+    assert pre.classes is None and pre.network["outputs"] == 16
+    assert str(eyes) in pre.provenance["image teacher"] and "sha256" in pre.provenance["image teacher"]
+    second = write_config(tmp_path / "second.yaml", [bag], cache, train="head")
+    start = ["--start", str(tmp_path / "pre.safetensors"), "--steps", "3"]
+    main(["distill", str(second), "-o", str(tmp_path / "probe.safetensors"), *start])
+    probe = read_description(tmp_path / "probe.safetensors")
+    assert probe.classes == STOREYS and "head made anew" in probe.provenance["start"]
+    before, after = (
+        read_safetensors(tmp_path / "pre.safetensors")[0],
+        read_safetensors(tmp_path / "probe.safetensors")[0],
+    )
+    assert all(bool((before[key] == after[key]).all()) for key in before if not key.startswith("classif"))
+
+
+def test_what_is_wrong_is_said_in_a_line(
+    bag: Path, config: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    other = ClassTable(name="rooms", names=("kitchen", "bath"), colors=((0, 0, 0), (1, 1, 1)))
+    write_taught(tmp_path / "rooms.mcap", sweeps=1, table=other)
+    (tmp_path / "there.safetensors").touch()
+    broken = tmp_path / "broken.yaml"
+    broken.write_text("clases: indoor17\n")
+    output = ["-o", str(tmp_path / "a.safetensors")]
+    for arguments, said in (
+        ([str(config), *output, "--data", str(tmp_path / "rooms.mcap")], "rooms.mcap is labelled with the classes of"),
+        ([str(config), "-o", str(tmp_path / "there.safetensors")], "exists already"),
+        ([str(config), "-o", str(tmp_path / "a.onnx")], "must end in .safetensors"),
+        ([str(broken), *output], "unknown entry 'clases'"),
+        ([str(config), *output, "--share", "0"], "'share' must lie above 0"),
+        ([str(config), *output, "--objectives-pseudo-labels", "0"], "all objectives have weight 0"),
+        ([str(config), *output, "--data", str(tmp_path / "gone.mcap")], "there is no recording"),
+    ):
+        with pytest.raises(SystemExit) as ended:
+            main(["distill", *arguments])
+        error = capsys.readouterr().err.strip().splitlines()[-1]
+        assert ended.value.code == 2 and said in error, error
+
+
+def test_the_shipped_configuration_is_read_and_asks_for_recordings(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with pytest.raises(SystemExit):
+        main(["distill", str(ROOT / "config" / "distill.yaml"), "-o", str(tmp_path / "a.safetensors")])
+    assert "nothing to train on" in capsys.readouterr().err
