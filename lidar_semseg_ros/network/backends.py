@@ -10,12 +10,13 @@ from typing import TYPE_CHECKING, Any, Protocol
 import numpy as np
 
 from lidar_semseg_ros.core.errors import UserError
-from lidar_semseg_ros.network.inputs import NetworkInput, example_input, prepare
+from lidar_semseg_ros.network.inputs import InputConfig, NetworkInput, example_input, prepare
 from lidar_semseg_ros.network.model_file import ModelDescription, description_in, read_safetensors, require_model_file
 
 if TYPE_CHECKING:
     from onnxruntime import InferenceSession
 
+    from lidar_semseg_ros.network.device_segmenter import DeviceSegmenter
     from lidar_semseg_ros.network.inference import Runner
     from lidar_semseg_ros.network.waffleiron import WaffleIron
 
@@ -26,11 +27,15 @@ logger = logging.getLogger(__name__)
 
 
 class Backend(Protocol):
-    """A loaded model. device: what it runs on, in words. precision: what it computes in, never auto."""
+    """A loaded model. device: what it runs on, in words. precision: what it computes in, never auto.
+
+    on_device: all steps of a sweep on that device, None where the host does the others.
+    """
 
     description: ModelDescription
     device: str
     precision: str
+    on_device: DeviceSegmenter | None
 
     def logits(self, prepared: NetworkInput) -> np.ndarray:
         """Compute logits (N, outputs) float32 of N ≥ 1 kept points."""
@@ -62,25 +67,30 @@ class TorchBackend:
             precision = self._chosen_precision(model, threads)
         self.precision = precision
         self._runner = _runner(model, device, precision, threads)
+        self.on_device = _device_segmenter(self._runner, self.description.inputs, device)
 
     def _chosen_precision(self, model: WaffleIron, threads: int) -> str:
-        """Take bfloat16 where it is faster and labels a trial sweep as float32 does; the same answer every time."""
+        """Take what is faster and labels a trial sweep as float32 does; the same answer every time.
+
+        bfloat16 first, which cannot overflow; then float16, which is as fast on a GPU, and rounds less.
+        """
         from lidar_semseg_ros.network.trial import LEAST_AGREEMENT, computes_bfloat16_faster, trial_sweep
 
         if not computes_bfloat16_faster(self.device, model.config.width):
             return "float32"
         trial = prepare(trial_sweep(self.description.inputs), self.description.inputs)
-        exact, rounded = (
-            _runner(model, self.device, precision, threads).logits(trial).argmax(1)
-            for precision in ("float32", "bfloat16")
-        )
-        agreement = (exact == rounded).float().mean().item()
-        if agreement < LEAST_AGREEMENT:
+        exact = _runner(model, self.device, "float32", threads).logits(trial).argmax(1)
+        for precision in ("bfloat16", "float16") if self.device != "cpu" else ("bfloat16",):
+            logits = _runner(model, self.device, precision, threads).logits(trial)
+            agreement = (exact == logits.argmax(1)).float().mean().item() if logits.isfinite().all() else 0.0
+            if agreement >= LEAST_AGREEMENT:
+                kept = 100 * agreement
+                logger.info("precision auto: %s, which keeps %.2f %% of a trial sweep's labels", precision, kept)
+                return precision
             changed = 100 * (1 - agreement)
-            logger.warning("precision auto: float32, for bfloat16 changes %.1f %% of a trial sweep's labels", changed)
-            return "float32"
-        logger.info("precision auto: bfloat16, which keeps %.2f %% of a trial sweep's labels", 100 * agreement)
-        return "bfloat16"
+            logger.warning("precision auto: %s changes %.1f %% of a trial sweep's labels", precision, changed)
+        logger.warning("precision auto: float32, for no faster one keeps %.0f %% of them", 100 * LEAST_AGREEMENT)
+        return "float32"
 
     def logits(self, prepared: NetworkInput) -> np.ndarray:
         """Compute logits (N, outputs) float32 of N ≥ 1 kept points."""
@@ -91,16 +101,36 @@ class TorchBackend:
 def _runner(model: WaffleIron, device: str, precision: str, threads: int) -> Runner:
     import torch
 
-    from lidar_semseg_ros.network.inference import CpuWaffleIron, CudaWaffleIron
+    from lidar_semseg_ros.network.inference import CpuWaffleIron
 
     dtype = getattr(torch, precision)
     if device == "cpu":
         return CpuWaffleIron(model, dtype, threads or torch.get_num_threads())
+    from lidar_semseg_ros.network.fused_network import CudaWaffleIron
+
     return CudaWaffleIron(model, dtype, device)
+
+
+def _device_segmenter(runner: Runner, inputs: InputConfig, device: str) -> DeviceSegmenter | None:
+    """Bring all steps to the device, if it is a GPU whose kernels run."""
+    if device == "cpu":
+        return None
+    from lidar_semseg_ros.network.fused_network import CudaWaffleIron
+
+    if not isinstance(runner, CudaWaffleIron):
+        return None
+    if runner.fused is None:
+        logger.warning("the network runs step by step, several times slower than it could: %s", runner.fault)
+        return None
+    from lidar_semseg_ros.network.device_segmenter import device_segmenter
+
+    return device_segmenter(runner, runner.fused, inputs, device)
 
 
 class OnnxBackend:
     """An exported network in ONNX Runtime, with its CPU, CUDA or TensorRT provider."""
+
+    on_device: DeviceSegmenter | None = None
 
     def __init__(self, path: Path, *, device: str, precision: str, threads: int) -> None:
         import onnxruntime

@@ -1,6 +1,6 @@
-"""A network made ready to label sweeps: the modules of network/waffleiron.py on a GPU, the same in place on a CPU.
+"""A network made ready to label sweeps on a CPU, in place; on a GPU it is network/fused_network.py.
 
-Three things make it faster on a CPU than the network written as modules. A chunk of points goes through all steps of a
+Three things make it faster than the network written as modules. A chunk of points goes through all steps of a
 layer while it lies in a core's cache. Grids exist on occupied cells only (network/grid_kernels.py). And the chunks are
 shared by a few workers whose matrix products run on one core each: a product shared by all cores waits for the slowest
 of them at its end, and on a robot, where other processes run, that is a time slice and not a microsecond.
@@ -17,7 +17,7 @@ import threading
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import Any, NamedTuple, Protocol
 
 import numpy as np
 import torch
@@ -25,7 +25,7 @@ from torch import Tensor, nn
 
 from lidar_semseg_ros.network import grid_kernels
 from lidar_semseg_ros.network.inputs import CroppedPlane, NetworkInput
-from lidar_semseg_ros.network.waffleiron import WaffleIron, folded, planes_of, to_precision
+from lidar_semseg_ros.network.waffleiron import WaffleIron, folded
 
 CHUNK_VALUES = 2**17
 """Rows times channels of a chunk: half a megabyte in float32, so that its few arrays fit the cache of a core."""
@@ -39,21 +39,6 @@ class Runner(Protocol):
     def logits(self, prepared: NetworkInput) -> Tensor:
         """Compute logits (N, outputs) float32, on the CPU, of N ≥ 1 kept points."""
         ...
-
-
-class CudaWaffleIron:
-    """The modules themselves, folded, on a GPU; dtype as in `to_precision`."""
-
-    def __init__(self, model: WaffleIron, dtype: torch.dtype, device: str) -> None:
-        self._model, self._device = to_precision(folded(model), dtype).to(device), device
-
-    def logits(self, prepared: NetworkInput) -> Tensor:
-        """Compute logits (N, outputs) float32, on the CPU, of N ≥ 1 kept points."""
-        with torch.inference_mode():
-            arrays = (torch.from_numpy(array).to(self._device) for array in prepared.arrays())
-            features, neighbours, *planes = arrays
-            logits: Tensor = self._model(features, neighbours, planes_of(planes)).float().cpu()
-        return logits
 
 
 class Workers:
@@ -157,26 +142,50 @@ class Linear:
         return x if x.dtype == self._dtype else self._room.take("rounded", x.shape, self._dtype).copy_(x)
 
 
+class EmbeddingWeights(NamedTuple):
+    """token_i = P x_i + p + Wf₂ max_j Wb ReLU(A (x_j − x_i) + a).
+
+    point: P, (C, I). bias: p. relative: A, (C, I). shift: a. mix: Wb, highest: Wf₂, (C, C).
+    """
+
+    point: Tensor
+    bias: Tensor
+    relative: Tensor
+    shift: Tensor
+    mix: Tensor
+    highest: Tensor
+
+
+def embedding_weights(model: WaffleIron) -> EmbeddingWeights:
+    """Fold all norms of the embedding into its products."""
+    embed: Any = model.embed
+    gain_I, shift_I = gain_and_shift(embed.norm)
+    relative_norm, expand, expand_norm, _, mix = embed.conv2
+    relative_gain_I, relative_shift_I = gain_and_shift(relative_norm)
+    hidden_gain_C, hidden_shift_C = gain_and_shift(expand_norm)
+    expand_CI = hidden_gain_C[:, None] * expand.weight.flatten(1)
+    of_point, of_neighbours = embed.final.weight.flatten(1).chunk(2, dim=1)
+    point_CI = of_point @ embed.conv1.weight.flatten(1)
+    return EmbeddingWeights(
+        point=point_CI * gain_I,
+        bias=point_CI @ shift_I + of_point @ embed.conv1.bias + embed.final.bias,
+        relative=expand_CI * relative_gain_I * gain_I,
+        shift=expand_CI @ relative_shift_I + hidden_shift_C,
+        mix=mix.weight.flatten(1),
+        highest=of_neighbours,
+    )
+
+
 class Embedding:
-    """token_i = P x_i + p + Wf₂ max_j Wb ReLU(A (x_j − x_i) + a); A, a, P and p have taken in all norms."""
+    """The embedding of a chunk of points, by the formula of `EmbeddingWeights`."""
 
     def __init__(self, model: WaffleIron, dtype: torch.dtype, room: Room) -> None:
-        embed: Any = model.embed
-        gain_I, shift_I = gain_and_shift(embed.norm)
-        relative_norm, expand, expand_norm, _, mix = embed.conv2
-        relative_gain_I, relative_shift_I = gain_and_shift(relative_norm)
-        hidden_gain_C, hidden_shift_C = gain_and_shift(expand_norm)
-        expand_CI = hidden_gain_C[:, None] * expand.weight.flatten(1)
-        of_point, of_neighbours = embed.final.weight.flatten(1).chunk(2, dim=1)
-        point_CI = of_point @ embed.conv1.weight.flatten(1)
-        bias_C = of_point @ embed.conv1.bias + embed.final.bias
+        weights = embedding_weights(model)
         full = torch.float32  # what sees coordinates is not rounded: 50 m in bfloat16 is a quarter of a metre
-        self._point = Linear(point_CI * gain_I, point_CI @ shift_I + bias_C, full, room)
-        self._relative = Linear(
-            expand_CI * relative_gain_I * gain_I, expand_CI @ relative_shift_I + hidden_shift_C, full, room
-        )
-        self._mix = mix.weight.flatten(1).t().to(dtype).contiguous()
-        self._neighbours = Linear(of_neighbours, torch.zeros_like(bias_C), dtype, room)
+        self._point = Linear(weights.point, weights.bias, full, room)
+        self._relative = Linear(weights.relative, weights.shift, full, room)
+        self._mix = weights.mix.t().to(dtype).contiguous()
+        self._neighbours = Linear(weights.highest, torch.zeros_like(weights.bias), dtype, room)
         self._room, self._dtype = room, dtype
 
     def write(self, begin: int, end: int, x_NI: Tensor, neighbours_NK: Tensor, tokens_NC: Tensor) -> None:
@@ -199,29 +208,30 @@ class SpatialMix:
     """tokens ← tokens + inflate(W₂ ∗ act(W₁ ∗ (gain · mean(normal tokens of the cell) + shift) + b₁) + b₂)."""
 
     def __init__(self, mix: Any) -> None:
-        self.epsilon = mix.norm.eps if isinstance(mix.norm, nn.LayerNorm) else -1.0
+        self.epsilon = epsilon_of(mix.norm)
         gain_C, shift_C = gain_and_shift(mix.norm)
         self.gain, self.shift = gain_C.numpy(), shift_C.numpy()
         first, self.activation, last = mix.ffn
-        self.first, self.last = _kernel_and_bias(first), _kernel_and_bias(last)
+        self.first, self.last = _arrays(first), _arrays(last)
 
 
-def _kernel_and_bias(convolution: Any) -> tuple[np.ndarray, np.ndarray]:
+def _arrays(convolution: Any) -> tuple[np.ndarray, np.ndarray]:
+    kernel, bias = kernel_and_bias(convolution)
+    return kernel.numpy(), bias.numpy()
+
+
+def kernel_and_bias(convolution: Any) -> tuple[Tensor, Tensor]:
     """Give a depthwise 3×3 convolution as (9, C) and (C,)."""
-    return convolution.weight.flatten(1).t().contiguous().numpy(), convolution.bias.numpy()
+    return convolution.weight.flatten(1).t().contiguous(), convolution.bias
 
 
 class ChannelMix:
     """tokens ← tokens + W₂ act(W₁ normal tokens + b₁) + b₂; gain and shift of the norm are folded into W₁ and b₁."""
 
     def __init__(self, mix: Any, dtype: torch.dtype, room: Room) -> None:
-        first, self.activation, last = mix.mlp
-        weight, bias = first.weight.flatten(1), first.bias
-        self._epsilon = mix.norm.eps if isinstance(mix.norm, nn.LayerNorm) else -1.0
-        if self._epsilon >= 0:
-            gain_C, shift_C = gain_and_shift(mix.norm)
-            weight, bias = weight * gain_C, bias + weight @ shift_C
-        self._first = Linear(weight, bias, dtype, room)
+        _, self.activation, last = mix.mlp
+        self._epsilon = epsilon_of(mix.norm)
+        self._first = Linear(*first_product(mix), dtype, room)
         self._last = Linear(last.weight.flatten(1), last.bias, dtype, room)
         self._room = room
 
@@ -232,6 +242,20 @@ class ChannelMix:
             x = self._room.take("normal", tokens_nC.shape)
             grid_kernels.normalise(tokens_nC.numpy(), self._epsilon, x.numpy())
         self._last.add_to(tokens_nC, activated(self.activation, self._first(x)))
+
+
+def first_product(mix: Any) -> tuple[Tensor, Tensor]:
+    """Give weight and bias of a folded channel mix's first product, with gain and shift of a layer norm in them."""
+    weight, bias = mix.mlp[0].weight.flatten(1), mix.mlp[0].bias
+    if epsilon_of(mix.norm) < 0:
+        return weight, bias
+    gain_C, shift_C = gain_and_shift(mix.norm)
+    return weight * gain_C, bias + weight @ shift_C
+
+
+def epsilon_of(norm: nn.Module) -> float:
+    """Give a layer norm's epsilon; negative for a norm that has nothing to do on a token but gain and shift."""
+    return norm.eps if isinstance(norm, nn.LayerNorm) else -1.0
 
 
 def activated(activation: Callable[[Tensor], Tensor], x: Tensor) -> Tensor:

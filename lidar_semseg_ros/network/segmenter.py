@@ -9,6 +9,7 @@ import re
 import time
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
 
@@ -18,6 +19,9 @@ from lidar_semseg_ros.core.options import setting
 from lidar_semseg_ros.core.sensor import SensorConfig, normalised
 from lidar_semseg_ros.network.backends import BACKENDS, PRECISIONS, Backend
 from lidar_semseg_ros.network.inputs import example_input, prepare, to_points
+
+if TYPE_CHECKING:
+    from lidar_semseg_ros.network.device_segmenter import DeviceSegmenter
 
 OUTPUT_LAYOUTS = ("aligned", "autoware", "append")
 STAGES = ("convert", "prepare", "network", "finish", "publish", "total")
@@ -106,15 +110,10 @@ class Segmenter:
         level_from_lidar: (4, 4), where the lidar is above the floor; None: as the settings say.
         """
         start = time.perf_counter()
-        inputs, sensor = self.description.inputs, self.config.input
-        levelled = normalised(frame, sensor, inputs.sensor_height_m, level_from_lidar)
-        prepared = prepare(levelled, inputs, sensor.max_points)
-        ready = time.perf_counter()
-        logits = self.backend.logits(prepared) if len(prepared) else np.empty((0, len(self.classes)), np.float32)
-        if not np.isfinite(logits).all():
-            raise FloatingPointError(f"{self.path.name} gave NaN or infinity in {self.backend.precision}; take float32")
-        computed = time.perf_counter()
-        labels = with_min_score(to_points(logits, prepared), self.config.min_score)
+        levelled = normalised(frame, self.config.input, self.description.inputs.sensor_height_m, level_from_lidar)
+        on_device = self.backend.on_device
+        labels, ready, computed = self._on_host(levelled) if on_device is None else self._on(on_device, levelled)
+        labels = with_min_score(labels, self.config.min_score)
         finished = time.perf_counter()
         return Segmentation(
             labels=labels,
@@ -122,6 +121,29 @@ class Segmenter:
             network_ms=(computed - ready) * 1e3,
             finish_ms=(finished - computed) * 1e3,
         )
+
+    def _on_host(self, levelled: LidarFrame) -> tuple[PointLabels, float, float]:
+        """Label a sweep, the host doing all but the network; when the inputs and when the logits were ready, in s."""
+        prepared = prepare(levelled, self.description.inputs, self.config.input.max_points)
+        ready = time.perf_counter()
+        logits = self.backend.logits(prepared) if len(prepared) else np.empty((0, len(self.classes)), np.float32)
+        self._require_finite(logits)
+        computed = time.perf_counter()
+        return to_points(logits, prepared), ready, computed
+
+    def _on(self, device: DeviceSegmenter, levelled: LidarFrame) -> tuple[PointLabels, float, float]:
+        """Label a sweep on a device; when the points were chosen and when the labels were there, in s."""
+        kept = device.prepare(levelled, self.config.input.max_points)
+        ready = time.perf_counter()
+        device.compute(kept)
+        computed = time.perf_counter()
+        labels = device.labels(levelled, kept)
+        self._require_finite(labels.entropy)
+        return labels, ready, computed
+
+    def _require_finite(self, values: np.ndarray) -> None:
+        if not np.isfinite(values).all():
+            raise FloatingPointError(f"{self.path.name} gave NaN or infinity in {self.backend.precision}; take float32")
 
 
 def with_min_score(labels: PointLabels, min_score: float) -> PointLabels:

@@ -291,11 +291,17 @@ def to_precision(model: WaffleIron, dtype: torch.dtype) -> WaffleIron:
     quarter of a metre. So do the running statistics of batch norms.
     """
     for part in (model.embed.conv2[4], model.embed.final, model.waffleiron, model.classif):
-        part.to(dtype)
-        for module in part.modules():
-            if isinstance(module, nn.BatchNorm1d):
-                module.float()
+        part_to_precision(part, dtype)
     return model
+
+
+def part_to_precision(part: nn.Module, dtype: torch.dtype) -> nn.Module:
+    """Bring a part that sees no coordinates to a lower precision, in place, but for the statistics of batch norms."""
+    part.to(dtype)
+    for module in part.modules():
+        if isinstance(module, nn.BatchNorm1d):
+            module.float()
+    return part
 
 
 def config_of(state: Mapping[str, Tensor], activation: str) -> WaffleIronConfig:

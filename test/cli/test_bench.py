@@ -98,6 +98,11 @@ def test_an_exported_model_is_timed_without_pytorch(tmp_path: Path) -> None:
     assert "network" in said and "page faults" in said
 
 
+def test_build_only_compiles_and_times_nothing(capsys: pytest.CaptureFixture[str]) -> None:
+    main(["bench", "--build-only", "--points", "VLP-16", "--sweeps", "1", "--device", "cpu"])
+    assert "indoor-small.safetensors is ready on cpu after" in capsys.readouterr().out
+
+
 def test_a_recording_can_be_benched(shared_data: Path, capsys: pytest.CaptureFixture[str]) -> None:
     bag = shared_data / "07_indoor_vlp16_office_rosbag2" / "pointcloud2_bag_derived"
     if not bag.exists():
