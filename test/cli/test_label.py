@@ -151,8 +151,8 @@ def test_masks_made_elsewhere_are_lifted_and_exact_ones_make_exact_labels(
                 save_png(tmp_path / "masks" / name / f"{stamp_ns}.png", pixels)
     main(["label", str(bag), "-o", str(tmp_path / "a.mcap"), "--masks", str(tmp_path / "masks"), "--class-map", ""])
     found = inspection(tmp_path / "a.mcap")
-    # Points at edges may take their neighbour's class.
-    assert overall_accuracy(reachable(found)) > 0.98 and found.coverage > 0.2
+    # Points at edges may take their neighbour's class; without motion undone it would be 90 %.
+    assert overall_accuracy(reachable(found)) > 0.97 and found.coverage > 0.2
     assert "masks of masks" in capsys.readouterr().out
 
 
