@@ -9,7 +9,7 @@ NAME = "lidar_semseg_ros"
 HERE = Path(__file__).resolve().parent
 
 NODES = {name: f"{name}_node" for name in ("segmenter", "teacher", "player", "recorder")}
-ROS_WHEELS = "platform_system == 'Linux' and platform_machine == 'x86_64'"
+LINUX_X86 = "platform_system == 'Linux' and platform_machine == 'x86_64'"
 COMMON_MESSAGES = ("std-msgs", "sensor-msgs", "geometry-msgs", "diagnostic-msgs", "std-srvs", "nav-msgs")
 
 
@@ -57,9 +57,9 @@ setup(
     extras_require={
         # Real ROS 2 Jazzy as wheels; leave it out where a ROS 2 installation is sourced.
         "ros": [
-            f"ros-jazzy-rclpy[fastrtps]==7.1.6; {ROS_WHEELS}",
-            *(f"ros-{name}==5.3.6; {ROS_WHEELS}" for name in COMMON_MESSAGES),
-            f"ros-rosgraph-msgs==2.0.3; {ROS_WHEELS}",
+            f"ros-jazzy-rclpy[fastrtps]==7.1.6; {LINUX_X86}",
+            *(f"ros-{name}==5.3.6; {LINUX_X86}" for name in COMMON_MESSAGES),
+            f"ros-rosgraph-msgs==2.0.3; {LINUX_X86}",
         ],
         "torch": ["safetensors", "torch"],
         "onnx": ["onnx", "onnxruntime"],
@@ -67,7 +67,8 @@ setup(
         "sim": ["embreex"],
         "teacher": ["safetensors", "scikit-image", "scikit-learn", "torch", "transformers>=5"],
         "ray": ["ray"],
-        "test": ["hypothesis", "mypy", "opencv-python-headless", "pytest>=8.3,<9", "ruff"],
+        # Triton is not in constraints.txt: a CUDA build of torch wants its own; beside the CPU's any runs the tests.
+        "test": ["hypothesis", "mypy", "opencv-python-headless", "pytest>=8.3,<9", "ruff", f"triton; {LINUX_X86}"],
     },
     entry_points={
         "console_scripts": [
