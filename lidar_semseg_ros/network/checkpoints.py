@@ -114,6 +114,11 @@ def export_onnx(model: WaffleIron, description: ModelDescription, path: Path) ->
     if program is None:
         raise RuntimeError("torch.onnx.export returned no program")
     graph = program.model_proto
+    # The exporter notes the lines of code that each operation and value come from, with the paths of this machine.
+    for part in (graph, graph.graph, *graph.graph.node, *graph.graph.value_info, *graph.functions):
+        del part.metadata_props[:]
+    for node in graph.graph.node:
+        node.ClearField("doc_string")
     onnx.helper.set_model_props(graph, {METADATA_KEY: description.to_json()})
     onnx.save(graph, path)
 

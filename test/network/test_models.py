@@ -144,6 +144,12 @@ def test_onnx_runtime_gives_the_same_logits_every_time(tmp_path: Path) -> None:
     assert np.array_equal(first, second)
 
 
+def test_an_exported_graph_says_nothing_of_the_machine_that_made_it(tmp_path: Path) -> None:
+    export_onnx(random_network(), described(), tmp_path / "m.onnx")
+    content = (tmp_path / "m.onnx").read_bytes()
+    assert b".py" not in content and str(Path(__file__).parents[2]).encode() not in content
+
+
 def test_an_onnx_robot_never_loads_torch(tmp_path: Path) -> None:
     export_onnx(random_network(), described(), tmp_path / "m.onnx")
     script = (
