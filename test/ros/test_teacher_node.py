@@ -211,8 +211,8 @@ def test_a_camera_that_is_silent_is_waited_for_no_longer_than_set_and_then_goes_
     robot.listen()
     for simulated in frames:
         robot.publish(simulated, cameras=("camera_1",))
-    first = frames[0].frame.stamp_ns
-    robot.until(lambda: first in robot.labelled)
+    # Several clouds are given up waiting at nearly the same time, of which the newest is labelled.
+    robot.until(lambda: len(robot.labelled) > 0)
     assert float(robot.values.get("camera_0 hit rate", 0)) == 0
 
 
