@@ -91,7 +91,9 @@ def _in_threads(search: Callable[..., None], arguments: tuple[Any, ...]) -> None
     """Share the cells, which begin at arguments[0], among the cores; more parts than cores, for they differ in work."""
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     edges = np.linspace(0, len(arguments[0]) - 1, 8 * cores + 1).astype(np.int64)
-    with ThreadPoolExecutor(cores) as pool:
+    with ThreadPoolExecutor(
+        cores
+    ) as pool:  # made anew: threads that are kept would not survive a fork of a data loader
         list(pool.map(lambda begin, end: search(begin, end, *arguments), edges[:-1], edges[1:]))
 
 

@@ -12,12 +12,13 @@ import numpy as np
 import pytest
 
 torch = pytest.importorskip("torch", reason="PyTorch is not installed")
-from torch import nn
 
 ON_GPU = torch.cuda.is_available()
 if not ON_GPU:
     os.environ["TRITON_INTERPRET"] = "1"  # read when the kernels are defined
 DEVICE = "cuda" if ON_GPU else "cpu"
+
+from random_networks import random_network
 
 from lidar_semseg_ros.core.classes import ClassTable
 from lidar_semseg_ros.core.frame import LidarFrame
@@ -50,20 +51,6 @@ VARIANTS = {
     "scalr downstream": replace(SMALL, norm="layer", head="norm_linear"),
     "scalr plus": replace(SMALL, norm="layer", activation="gelu", head="mlp", head_width=10),
 }
-
-
-def random_network(config: WaffleIronConfig) -> WaffleIron:
-    """Weights as PyTorch draws them, norms with statistics as if they had been trained."""
-    torch.manual_seed(0)
-    model = WaffleIron(config).eval()
-    for module in model.modules():
-        if isinstance(module, nn.BatchNorm1d):
-            module.running_mean.uniform_(-0.5, 0.5)
-            module.running_var.uniform_(0.5, 2.0)
-        if isinstance(module, (nn.BatchNorm1d, nn.LayerNorm)):
-            nn.init.uniform_(module.weight, 0.5, 1.5)
-            nn.init.uniform_(module.bias, -0.5, 0.5)
-    return model
 
 
 def cloud(points: int, half_m: float = 0.3, seed: int = 0) -> LidarFrame:

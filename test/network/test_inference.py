@@ -9,7 +9,7 @@ import numpy as np
 import published
 import pytest
 import torch
-from torch import nn
+from random_networks import random_network
 
 from lidar_semseg_ros.core.classes import ClassTable
 from lidar_semseg_ros.core.errors import UserError
@@ -22,7 +22,7 @@ from lidar_semseg_ros.network.model_file import ModelDescription, write_safetens
 from lidar_semseg_ros.network.reference import PublishedWaffleIron, prepare_as_published
 from lidar_semseg_ros.network.segmenter import Segmenter, SegmenterConfig
 from lidar_semseg_ros.network.trial import trial_sweep
-from lidar_semseg_ros.network.waffleiron import WaffleIron, WaffleIronConfig
+from lidar_semseg_ros.network.waffleiron import WaffleIronConfig
 
 INPUTS = InputConfig(
     voxel_size_m=0.1,
@@ -42,20 +42,6 @@ VARIANTS = {
     "scalr plus": replace(SMALL, norm="layer", activation="gelu", head="mlp", head_width=10),
 }
 CLASSES = ClassTable(name="seven", names=tuple("abcdefg"), colors=((0, 0, 0),) * 7)
-
-
-def random_network(config: WaffleIronConfig) -> WaffleIron:
-    """Weights as PyTorch draws them, norms with statistics as if they had been trained."""
-    torch.manual_seed(0)
-    model = WaffleIron(config).eval()
-    for module in model.modules():
-        if isinstance(module, nn.BatchNorm1d):
-            module.running_mean.uniform_(-0.5, 0.5)
-            module.running_var.uniform_(0.5, 2.0)
-        if isinstance(module, (nn.BatchNorm1d, nn.LayerNorm)):
-            nn.init.uniform_(module.weight, 0.5, 1.5)
-            nn.init.uniform_(module.bias, -0.5, 0.5)
-    return model
 
 
 def cloud(points: int, spread: float = 3.9, seed: int = 0) -> LidarFrame:

@@ -6,7 +6,7 @@ import numpy as np
 import published
 import pytest
 import torch
-from torch import nn
+from random_networks import random_network
 
 from lidar_semseg_ros.core.errors import UserError
 from lidar_semseg_ros.core.frame import LidarFrame
@@ -36,20 +36,6 @@ VARIANTS = {
     "scalr plus": replace(SMALL, norm="layer", activation="gelu", head="mlp", head_width=10),
     "batch norm with gelu": replace(SMALL, activation="gelu"),
 }
-
-
-def random_network(config: WaffleIronConfig, seed: int = 0) -> WaffleIron:
-    """Weights as PyTorch draws them, norms with statistics as if they had been trained."""
-    torch.manual_seed(seed)
-    model = WaffleIron(config).eval()
-    for module in model.modules():
-        if isinstance(module, nn.BatchNorm1d):
-            module.running_mean.uniform_(-0.5, 0.5)
-            module.running_var.uniform_(0.5, 2.0)
-        if isinstance(module, (nn.BatchNorm1d, nn.LayerNorm)):
-            nn.init.uniform_(module.weight, 0.5, 1.5)
-            nn.init.uniform_(module.bias, -0.5, 0.5)
-    return model
 
 
 def cloud(points: int, seed: int = 0, spread: float = 3.9) -> LidarFrame:
