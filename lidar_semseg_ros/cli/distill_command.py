@@ -10,10 +10,10 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+import numpy as np
 from tqdm import tqdm
 
 from lidar_semseg_ros.cli.settings import add_settings, flag_of, given_settings
-from lidar_semseg_ros.core.classes import ClassTable
 from lidar_semseg_ros.core.errors import UserError
 from lidar_semseg_ros.core.options import to_mapping
 from lidar_semseg_ros.distill.mixture import Mixture, mixed, require_classes, require_separate_splits
@@ -30,6 +30,8 @@ if TYPE_CHECKING:
     from lidar_semseg_ros.distill.distillation import ImageTeacher
     from lidar_semseg_ros.distill.processes import World
     from lidar_semseg_ros.distill.samples import Store
+    from lidar_semseg_ros.distill.validation import Validation
+    from lidar_semseg_ros.network.waffleiron import WaffleIron
     from lidar_semseg_ros.teacher.vision import Teacher
 
 OF_THE_MACHINE = ("cache", "checkpoint", "workers", "batch")
@@ -72,9 +74,10 @@ def _run(plan: Plan, output: Path, world: World, command: str) -> None:
     from lidar_semseg_ros.distill.samples import TaughtBatches, require_what_is_taught
 
     config = plan.config
-    recordings = _recordings(plan, world)
+    recordings = _recordings(plan, "train", world)
+    kept_apart = _recordings(plan, "validation", world) if config.validate else []
     if plan.classes is not None:
-        require_classes(recordings, plan.classes)
+        require_classes([*recordings, *kept_apart], plan.classes)
     sources = plan.splits["train"]
     mixture = mixed(recordings, [source.weight for source in sources], config.share, config.seed)
     require_what_is_taught(mixture, config)
@@ -82,49 +85,83 @@ def _run(plan: Plan, output: Path, world: World, command: str) -> None:
     begin = beginning(plan, teacher.features if teacher else 0)
     student = Student(begin.network, config.objectives, teacher.features if teacher else 0, config.precision)
     batches = TaughtBatches(mixture, begin.inputs, config, **stores, rank=world.rank)
-    files = RunFiles(output, _settings(plan, begin, recordings, world, identity))
+    validation = _validation(plan, kept_apart, begin)
+    files = RunFiles(output, _settings(plan, begin, [*recordings, *kept_apart], world, identity))
+    provenance = _provenance(plan, mixture, sources, begin, identity) | {"command": command}
+
+    def write(path: Path, network: WaffleIron, more: dict[str, str]) -> None:
+        shape, name = network.config.to_mapping(), path.name.removesuffix(".safetensors")
+        _write_model(
+            path,
+            network,
+            ModelDescription(
+                name=name, network=shape, inputs=begin.inputs, classes=plan.classes, provenance=provenance | more
+            ),
+        )
+
+    def on_best(steps: int, network: WaffleIron, miou: float) -> None:
+        said = f"mIoU {miou:.4f} on {', '.join(recording.name for recording in kept_apart)}"
+        try:
+            write(output.with_suffix(".best.safetensors"), network, {"steps": str(steps), "validation": said})
+        except UserError as error:
+            tqdm.write(f"warning: {error}", file=sys.stderr)
+
     with tqdm(total=config.steps, unit="step", file=sys.stderr, disable=True if world.rank else None) as bar:
 
         def on_step(step: int, losses: dict[str, float]) -> None:
             bar.update(step + 1 - bar.n)
             bar.set_postfix(loss=f"{losses['loss']:.3f}", refresh=False)
 
-        model = distill(student, batches, config, world, teacher, files, on_step)
+        judge = validation.miou if validation else None
+        model = distill(student, batches, config, world, teacher, files, on_step, judge, on_best)
     if world.rank == 0:
-        provenance = _provenance(plan, mixture, sources, begin, identity) | {"command": command}
-        description = ModelDescription(
-            name=output.stem,
-            network=model.config.to_mapping(),
-            inputs=begin.inputs,
-            classes=plan.classes,
-            provenance=provenance,
-        )
-        part = output.with_suffix(".part")
-        write_safetensors(part, model.state_dict(), description)
-        part.replace(output)
+        write(output, model, {})
         files.finish()
         _draw(files.losses, output.with_suffix(".losses.png"))
         print(f"{output}: {config.steps} steps of {config.batch * world.size} sweeps out of {len(mixture)}")
         print(f"losses: {files.losses}, {output.with_suffix('.losses.png')}")
+        if validation:
+            print(f"best on {len(validation.sweeps)} sweeps of 'validation': {output.with_suffix('.best.safetensors')}")
     world.wait()
 
 
-def _recordings(plan: Plan, world: World) -> list[Recording]:
-    """Open what is learned from; the first process lays it out in the cache while the others wait."""
+def _write_model(path: Path, network: WaffleIron, description: ModelDescription) -> None:
+    """Write a model as a whole or not at all."""
+    part = path.with_suffix(".part")
+    try:
+        write_safetensors(part, network.state_dict(), description)
+        part.replace(path)
+    except UserError as error:
+        raise UserError(f"{error}; nothing is lost, for the same command goes on from its checkpoint") from error
+    finally:
+        part.unlink(missing_ok=True)
+
+
+def _validation(plan: Plan, recordings: Sequence[Recording], begin: Beginning) -> Validation | None:
+    """Choose the sweeps that are looked at meanwhile, if the settings say so."""
+    if not plan.config.validate or plan.classes is None:
+        return None
+    from lidar_semseg_ros.distill.validation import Validation
+
+    config = plan.config
+    return Validation(recordings, begin.inputs, plan.classes, config.validation_sweeps, config.seed)
+
+
+def _recordings(plan: Plan, split: str, world: World) -> list[Recording]:
+    """Open the recordings of a list; the first process lays them out in the cache while the others wait."""
     if world.rank:
         world.wait()
     cache = Path(plan.config.cache).expanduser() / "recordings"
     recordings = []
-    for source in plan.splits["train"]:
+    for source in plan.splits[split]:
         with tqdm(desc=source.drive, unit="sweep", file=sys.stderr, leave=False, disable=None) as bar:
 
             def on_sweep(done: int, total: int, bar: tqdm = bar) -> None:
                 bar.total = total
                 bar.update(done - bar.n)
 
-            recordings.append(
-                open_recording(source, cache, images=plan.config.objectives.needs_features, on_sweep=on_sweep)
-            )
+            images = split == "train" and plan.config.objectives.needs_features
+            recordings.append(open_recording(source, cache, images=images, on_sweep=on_sweep))
     if not world.rank:
         world.wait()
     return recordings
@@ -148,15 +185,16 @@ def _image_teacher(plan: Plan, world: World) -> tuple[dict[str, Store], ImageTea
 
 def _asked(plan: Plan, model: str, gives: str, world: World) -> tuple[Teacher, Store, str]:
     from lidar_semseg_ros.distill.samples import Store
-    from lidar_semseg_ros.teacher.labeller import teacher_identity
+    from lidar_semseg_ros.teacher.labeller import teacher_identity, teacher_place
     from lidar_semseg_ros.teacher.vision import load_teacher
 
-    images = plan.config.images
-    table = plan.classes or ClassTable(name="none", names=("none",), colors=((0, 0, 0),))
-    teacher = load_teacher(images.vision(model, world.device), table)
-    if teacher.gives != gives:
-        raise UserError(f"{model} gives {teacher.gives}, not {gives}; choose a model such as DINOv2 or SAM 2")
-    digest = teacher_identity(model, package_share() / "models")["sha256"]
+    images, models = plan.config.images, package_share() / "models"
+    teacher = load_teacher(images.vision(teacher_place(model, models), world.device), None)
+    if gives not in teacher.gives:
+        raise UserError(
+            f"{model} gives {' and '.join(teacher.gives)}, not {gives}; choose a model such as DINOv2 or SAM 2"
+        )
+    digest = teacher_identity(model, models)["sha256"]
     store = Store(Path(plan.config.cache).expanduser() / f"{gives}-{digest[:16]}-{images.px}-{images.precision}")
     return teacher, store, f"{model}, sha256 {digest}"
 
@@ -164,9 +202,10 @@ def _asked(plan: Plan, model: str, gives: str, world: World) -> tuple[Teacher, S
 def _settings(
     plan: Plan, begin: Beginning, recordings: Sequence[Recording], world: World, identity: dict[str, str]
 ) -> str:
-    """Write all that the course of a run depends on."""
+    """Write all that the course of a run depends on; recordings: learned from, then looked at meanwhile."""
     settings = {name: value for name, value in to_mapping(plan.config).items() if name not in OF_THE_MACHINE}
-    sources = [(source.weight, source.labels, source.intensity_scale) for source in plan.splits["train"]]
+    listed = [*plan.splits["train"], *plan.splits["validation"]]
+    sources = [(source.weight, source.labels, source.intensity_scale) for source in listed]
     return json.dumps(
         {
             "settings": settings,
@@ -196,7 +235,13 @@ def _provenance(
 
 
 def _draw(losses: Path, picture: Path) -> None:
+    """Draw the losses, and below them what validation said, with lines between its steps."""
     with losses.open(newline="") as file:
         rows = list(csv.DictReader(file))
-    names = [name for name in rows[0] if name not in ("step", "learning_rate", "gradient")]
-    save_png(picture, curves({name: [float(row[name]) for row in rows] for name in names}))
+    names = [name for name in rows[0] if name not in ("step", "learning_rate", "gradient", "validation_miou")]
+    drawn = [curves({name: [float(row[name]) for row in rows] for name in names})]
+    found = [(int(row["step"]), float(row["validation_miou"])) for row in rows if row.get("validation_miou")]
+    if found:
+        steps, miou = zip(*found)
+        drawn.append(curves({"validation mIoU": np.interp(np.arange(len(rows)), steps, miou).tolist()}))
+    save_png(picture, np.concatenate(drawn))

@@ -1,4 +1,4 @@
-"""lidar-semseg evaluate: a model's labels against the exact labels and the pseudo-labels of recordings."""
+"""lidar-semseg evaluate: a model's labels against exact labels and pseudo-labels of recordings and data sets."""
 
 from __future__ import annotations
 
@@ -6,7 +6,8 @@ import argparse
 import json
 import math
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -15,16 +16,19 @@ import numpy as np
 from tqdm import tqdm
 
 from lidar_semseg_ros.cli.pictures import comparison_picture
-from lidar_semseg_ros.cli.settings import add_settings, config_from
+from lidar_semseg_ros.cli.settings import add_settings, config_from, flag_of
 from lidar_semseg_ros.core.classes import ClassTable
 from lidar_semseg_ros.core.errors import UserError
 from lidar_semseg_ros.core.frame import LidarFrame, PointLabels
+from lidar_semseg_ros.core.options import from_mapping, settings_of
 from lidar_semseg_ros.distill.corruptions import SEVERITIES, mean_corruption_error, mean_resilience_rate
+from lidar_semseg_ros.distill.data_sets import data_set_at, single_sequences
 from lidar_semseg_ros.distill.evaluate import (
     EXACT,
     PSEUDO,
     TEACHER,
     JudgedRecording,
+    JudgedSequences,
     JudgedSweep,
     Robustness,
     Score,
@@ -32,6 +36,9 @@ from lidar_semseg_ros.distill.evaluate import (
     robustness,
     scores,
 )
+from lidar_semseg_ros.distill.plan import DistillConfig
+from lidar_semseg_ros.distill.recordings import SourceConfig
+from lidar_semseg_ros.distill.sources import open_recording
 from lidar_semseg_ros.formats.bags import open_bag
 from lidar_semseg_ros.formats.config_files import package_share
 from lidar_semseg_ros.network.backends import BACKENDS
@@ -39,6 +46,8 @@ from lidar_semseg_ros.network.segmenter import Segmenter, SegmenterConfig
 from lidar_semseg_ros.view.heat_map import heat_map
 from lidar_semseg_ros.view.report import Picture, Table, html_report, text_table
 
+OF_FOLDERS = ("sequence", "sweeps")
+"""Settings of a source that choose from folders of a data set."""
 RUNS = 1 + 9 * len(SEVERITIES)
 WHO = {
     EXACT: "model, exact labels",
@@ -81,9 +90,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         type=Path,
         nargs="+",
         metavar="[MODEL] BAG",
-        help="recordings with exact labels, pseudo-labels or both, as `simulate` and `label` write them; before them "
-        "a model file, if not given by --model",
+        help="recordings with exact labels, pseudo-labels or both, as `simulate` and `label` write them, or folders of "
+        "SemanticKITTI, nuScenes or Semantic-ITC; before them a model file, if not given by --model",
     )
+    for name in OF_FOLDERS:
+        text = next(entry.text for entry in settings_of(SourceConfig) if entry.name == name)
+        parser.add_argument(flag_of(name), default="", help=f"of folders of a data set: {text}")
     parser.add_argument("--topic", help="the cloud topic (default: the pseudo-labelled clouds, or the only ones)")
     parser.add_argument("--json", type=Path, help="also write the figures to this file")
     parser.add_argument(
@@ -105,7 +117,8 @@ def run(args: argparse.Namespace) -> None:
     if named and vars(args)["setting:model"] is not None:
         raise UserError(f"two models are given, {named['model']} and {vars(args)['setting:model']}; give one")
     segmenter = Segmenter(config_from(args, SegmenterConfig, **named), package_share() / "models")
-    evaluation = evaluated(segmenter, bags, args.topic, args.frames if args.robustness else 0)
+    chosen = {name: getattr(args, name) for name in OF_FOLDERS}
+    evaluation = evaluated(segmenter, bags, args.topic, args.frames if args.robustness else 0, chosen)
     if not evaluation.counted:
         raise UserError(f"no cloud of {', '.join(map(str, bags))} has labels; look at the stamps")
     found = {"model": segmenter.description.name, **_figures(evaluation, segmenter.classes)}
@@ -140,13 +153,34 @@ def _model_and_bags(given: Sequence[Path]) -> tuple[dict[str, str], Sequence[Pat
     return {"model": str(first)}, given[1:]
 
 
-def evaluated(segmenter: Segmenter, bags: Sequence[Path], topic: str | None, choose: int) -> Evaluation:
-    """Label and judge every labelled sweep; about `choose` of them, evenly taken, are kept."""
+@contextmanager
+def _opened(
+    path: Path, topic: str | None, classes: ClassTable, chosen: Mapping[str, str]
+) -> Iterator[JudgedRecording | JudgedSequences]:
+    """Open a bag, or what was chosen of a data set."""
+    if data_set_at(path) is not None:
+        sources = single_sequences(from_mapping(SourceConfig, {"path": str(path), "labels": "exact", **chosen}))
+        cache = Path(DistillConfig().cache).expanduser() / "recordings"
+        yield JudgedSequences([open_recording(source, cache, images=False) for source in sources], classes)
+        return
+    given = [flag_of(name) for name, value in chosen.items() if value]
+    if given:
+        raise UserError(f"{given[0]} chooses from folders of a data set, but {path} is none; leave it out")
+    with open_bag(path) as bag:
+        yield JudgedRecording(bag, topic, classes, str(path))
+
+
+def evaluated(
+    segmenter: Segmenter, bags: Sequence[Path], topic: str | None, choose: int, chosen: Mapping[str, str]
+) -> Evaluation:
+    """Label and judge every labelled sweep; about `choose` of them, evenly taken, are kept.
+
+    chosen: by OF_FOLDERS, what is taken of folders of a data set.
+    """
     evaluation = Evaluation()
     classes = segmenter.classes
     for path in bags:
-        with open_bag(path) as bag:
-            recording = JudgedRecording(bag, topic, classes, str(path))
+        with _opened(path, topic, classes, chosen) as recording:
             if recording.taught is not None:
                 evaluation.taught = recording.taught | (evaluation.taught or frozenset())
             evaluation.strange |= set(recording.strange)

@@ -5,12 +5,13 @@ batch                                             drawn by the step alone
 what the image teacher says of its images         asked once, then stored
 loss = Σ weight · objective(student(batch))
 gradient, mean over all processes, clipped; AdamW at warm-up and cosine; running mean of the weights
-checkpoint now and then
+now and then, how good the averaged weights are on recordings that are kept apart, and a checkpoint
 the averaged weights, with batch norms measured anew
 """
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from typing import Any
@@ -34,7 +35,8 @@ from lidar_semseg_ros.network.waffleiron import WaffleIron
 from lidar_semseg_ros.teacher.vision import Teacher
 
 FIRST_COLUMNS = ("loss", "learning_rate", "gradient")
-"""Of the table of losses; the objectives follow."""
+"""Of the table of losses; the objectives follow, and where there is validation, its mean IoU."""
+VALIDATION_COLUMN = "validation_miou"
 
 
 class ImageTeacher:
@@ -92,11 +94,15 @@ def distill(
     teacher: ImageTeacher | None,
     files: RunFiles,
     on_step: Callable[[int, dict[str, float]], None] = lambda step, losses: None,
+    validation: Callable[[WaffleIron], float] | None = None,
+    on_best: Callable[[int, WaffleIron, float], None] = lambda steps, network, miou: None,
 ) -> WaffleIron:
     """Train a student; the averaged weights of its network are returned, on the CPU.
 
-    The run goes on from its checkpoint if there is one. on_step(step, losses) is called after every step. UserError if
-    a loss is no number; the batch is saved and named.
+    The run goes on from its checkpoint if there is one. on_step(step, losses) is called after every step. validation
+    gives the mean IoU of a network, and is asked every config.validate steps and at the end; on_best(steps, network,
+    mean IoU) is called when that was better than ever; both in the first process only. UserError if a loss is no
+    number; the batch is saved and named.
     """
     run = _Run(student, config, world, files)
     begin = run.resumed()
@@ -106,7 +112,10 @@ def distill(
     for step, taught in zip(range(begin, config.steps), loader):
         if isinstance(taught, UserError):
             raise taught
-        on_step(step, run.step(step, taught, teacher))
+        losses = run.step(step, taught, teacher)
+        if validation is not None and run.is_to_be_validated(step):
+            losses |= run.validated(step, batches, validation, on_best)
+        on_step(step, losses)
         # Also the last step, for the model itself may not find room on the disk.
         if (step + 1) % config.checkpoint == 0 or step + 1 == config.steps:
             run.save(step + 1)
@@ -145,7 +154,7 @@ class _Run:
             share_batch_norms(student)
             self._learner = DistributedDataParallel(student, broadcast_buffers=False)
         self._weights = {name: weight for name, weight in config.objectives.weights().items() if weight}
-        self._names = [*FIRST_COLUMNS, *self._weights]
+        self._names = [*FIRST_COLUMNS, *self._weights, *([VALIDATION_COLUMN] if config.validate else [])]
         self._rows: list[list[float]] = []
 
     def step(self, step: int, taught: TaughtBatch, teacher: ImageTeacher | None) -> dict[str, float]:
@@ -169,10 +178,32 @@ class _Run:
         self._optimiser.step()
         self._averaged.update_parameters(self._student.network)
         row = [shown[0], rate, *shown[1:]]
-        self._rows.append(row)
+        self._rows.append(row + [np.nan] * (len(self._names) - len(row)))
         if self._world.rank == 0:
             self._files.show(step, self._names, row)
         return dict(zip(self._names, row))
+
+    def is_to_be_validated(self, step: int) -> bool:
+        """Whether it is time to validate after a step; in the first process only."""
+        every = self._config.validate
+        is_time = every > 0 and ((step + 1) % every == 0 or step + 1 == self._config.steps)
+        return is_time and self._world.rank == 0
+
+    def validated(
+        self,
+        step: int,
+        batches: TaughtBatches,
+        validation: Callable[[WaffleIron], float],
+        on_best: Callable[[int, WaffleIron, float], None],
+    ) -> dict[str, float]:
+        """Find how good the averaged weights are after a step, and write it into its row."""
+        network = self._averaged_network(step + 1, batches)
+        miou = validation(network)
+        if not any(miou <= row[-1] for row in self._rows):
+            on_best(step + 1, network, miou)
+        self._rows[-1][-1] = miou
+        self._files.show(step, [VALIDATION_COLUMN], [miou])
+        return {VALIDATION_COLUMN: miou}
 
     def _stop(self, step: int, taught: TaughtBatch, loss: Tensor) -> None:
         is_here = self._world.size == 1 or not bool(loss.isfinite())
@@ -207,15 +238,20 @@ class _Run:
         return int(state["steps"])
 
     def finished(self, batches: TaughtBatches) -> WaffleIron:
-        """Give the averaged weights, in the first process with batch norms that fit them."""
-        model: Any = self._averaged.module
-        unshare_batch_norms(model)
+        """Give the averaged weights of all steps, on the CPU."""
         if self._world.rank == 0:
             self._files.write_losses(self._names, self._rows)
+        return self._averaged_network(self._config.steps, batches).cpu()
+
+    def _averaged_network(self, steps: int, batches: TaughtBatches) -> WaffleIron:
+        """Give the weights averaged over so many steps, in the first process with batch norms that fit them."""
+        network: Any = copy.deepcopy(self._averaged.module)
+        unshare_batch_norms(network)
         if self._world.rank == 0 and self._config.train == "all":
-            steps = range(max(0, self._config.steps - CALIBRATION_BATCHES), self._config.steps)
-            model = calibrated(model.requires_grad_(True), (batches[step].batch for step in steps))
-        finished: WaffleIron = model.eval().cpu()
+            # Made again rather than kept, so that they are the same ones after a kill.
+            last = range(max(0, steps - CALIBRATION_BATCHES), steps)
+            network = calibrated(network.requires_grad_(True), (batches[step].batch for step in last))
+        finished: WaffleIron = network.eval()
         return finished
 
 

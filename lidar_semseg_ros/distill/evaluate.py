@@ -24,6 +24,7 @@ from lidar_semseg_ros.core.metrics import (
     with_prediction,
 )
 from lidar_semseg_ros.distill.corruptions import SEVERITIES, corruptions
+from lidar_semseg_ros.distill.recordings import Recording
 from lidar_semseg_ros.formats.bags import Bag
 from lidar_semseg_ros.formats.dataset import (
     CLASS_MAP_TOPIC,
@@ -114,6 +115,34 @@ class JudgedRecording:
                 pseudo=self._ids[PSEUDO][sweep.class_id],
                 confidence=sweep.probability,
             )
+
+
+class JudgedSequences:
+    """Sequences of a published data set with the labels of its annotators; the same face as JudgedRecording."""
+
+    taught: frozenset[int] | None = None
+
+    def __init__(self, recordings: Sequence[Recording], classes: ClassTable) -> None:
+        """Look at the recordings; classes: the model's. UserError if a recording has no labels the model knows."""
+        self._recordings = recordings
+        self.sweeps = sum(len(recording) for recording in recordings)
+        tables = [_labels_of(recording) for recording in recordings]
+        self._ids = [_ids_by_name(table, classes, one.name) for one, table in zip(recordings, tables)]
+        self.strange = tuple(sorted({name for table in tables for name in table.names if name not in classes.names}))
+
+    def __iter__(self) -> Iterator[JudgedSweep]:
+        """Read the sweeps that have labels."""
+        for recording, ids in zip(self._recordings, self._ids):
+            for number in range(len(recording)):
+                sweep = recording.sweep(number)
+                if (sweep.class_id != UNLABELLED).any():
+                    yield JudgedSweep(frame=sweep.frame, exact=ids[sweep.class_id], pseudo=None, confidence=None)
+
+
+def _labels_of(recording: Recording) -> ClassTable:
+    if recording.classes is None:
+        raise UserError(f"{recording.name} has no labels to compare with; evaluate a part of the data set that has")
+    return recording.classes
 
 
 def _exact_classes(bag: Bag, source: str) -> ClassTable | None:

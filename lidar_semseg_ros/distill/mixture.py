@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -50,18 +51,35 @@ def nested_subset(count: int, share: float, seed: int) -> np.ndarray:
 
 
 def require_separate_splits(splits: Mapping[str, Sequence[SourceConfig]]) -> None:
-    """Raise UserError if a sequence is in two splits: neighbouring sweeps are nearly the same."""
-    seen: dict[str, str] = {}
+    """Raise UserError if a sequence is in two splits, for neighbouring sweeps are nearly the same.
+
+    Parts of one file or folder that have no sweep in common may be in two: then they were parted on purpose.
+    """
+    seen: dict[str, list[tuple[str, SourceConfig]]] = defaultdict(list)
     for split, sources in splits.items():
-        # A file is one sequence, however it is called.
-        drives = {name for source in sources for name in (source.drive, str(Path(source.path).expanduser().resolve()))}
-        for drive in sorted(drives):
-            if drive in seen:
-                raise UserError(
-                    f"sequence '{drive}' is in '{seen[drive]}' and in '{split}'; keep it in one of them, or name the "
-                    "sequences ('sequence: …') if these are two drives"
-                )
-            seen[drive] = split
+        for source in sources:
+            # A file is one sequence, however it is called.
+            for drive in sorted({source.drive, _place(source)}, key=len):
+                for other_split, other in seen[drive]:
+                    if other_split != split and not _are_parted(source, other):
+                        raise UserError(
+                            f"sequence '{drive}' is in '{other_split}' and in '{split}'; keep it in one of them, name "
+                            "the sequences ('sequence: …') if these are two drives, or take parts of it that do not "
+                            "overlap ('sweeps: 0:80' and 'sweeps: 100:')"
+                        )
+                seen[drive].append((split, source))
+
+
+def _place(source: SourceConfig) -> str:
+    return str(Path(source.path).expanduser().resolve())
+
+
+def _are_parted(one: SourceConfig, other: SourceConfig) -> bool:
+    """Whether two sources are parts of the same file or folder that have no sweep in common."""
+    if _place(one) != _place(other):
+        return False
+    (first, end), (other_first, other_end) = one.sweep_range, other.sweep_range
+    return (end is not None and end <= other_first) or (other_end is not None and other_end <= first)
 
 
 def require_classes(recordings: Sequence[Recording], table: ClassTable) -> None:

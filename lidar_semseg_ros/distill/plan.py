@@ -10,6 +10,7 @@ from typing import Any
 from lidar_semseg_ros.core.classes import ClassTable
 from lidar_semseg_ros.core.errors import UserError
 from lidar_semseg_ros.core.options import from_mapping, setting
+from lidar_semseg_ros.distill.data_sets import single_sequences
 from lidar_semseg_ros.distill.recordings import SourceConfig
 from lidar_semseg_ros.formats.config_files import class_table, read_yaml
 from lidar_semseg_ros.network.inputs import InputConfig
@@ -17,7 +18,7 @@ from lidar_semseg_ros.teacher.lifting import LiftingConfig
 from lidar_semseg_ros.teacher.vision import PRECISIONS, VisionConfig
 
 SPLITS = ("train", "validation", "test")
-"""Lists of recordings; those of `train` are learned from, the others only kept apart from them."""
+"""Lists of recordings: learned from, looked at meanwhile if `validate` says so, and only kept apart from both."""
 PARTS = ("classes", "start", "network", "inputs", "settings", *SPLITS)
 
 
@@ -123,6 +124,10 @@ class DistillConfig:
     )
     share: float = setting(1.0, "share of each recording's sweeps; smaller ones are in larger ones", minimum=0.0)
     checkpoint: int = setting(250, "steps between checkpoints, from which a killed run goes on", minimum=1)
+    validate: int = setting(
+        0, "steps between looks at the recordings of 'validation'; the best model is kept; 0: never", minimum=0
+    )
+    validation_sweeps: int = setting(40, "sweeps of 'validation' that are looked at, at most", minimum=1)
     workers: int = setting(1, "processes that make batches; 0 makes them in this one", minimum=0)
     seed: int = setting(0, "of weights, sweeps and augmentation", minimum=0)
     cache: str = setting(
@@ -139,6 +144,8 @@ class DistillConfig:
         others = [name for name, weight in self.objectives.weights().items() if weight and name != "pseudo_labels"]
         if self.objectives.uses_masks and not self.images.masks:
             raise UserError("objectives.superpixels are masks, but images.masks names no model for them; give a SAM 2")
+        if self.validate and not self.objectives.pseudo_labels:
+            raise UserError("validate compares labels, but objectives.pseudo_labels is 0; set validate to 0, too")
         if self.augment.mix and others:
             raise UserError(f"augment.mix is for labels, but {', '.join(others)} looks at images or poses; set it to 0")
         if self.train == "head" and others:
@@ -178,7 +185,7 @@ def read_plan(path: Path, overrides: Mapping[str, Any], *, data: Sequence[str] =
         raise UserError(f"{path} names no 'classes', which labels are learned for; add 'classes: indoor17' or yours")
     splits = {name: _sources(path, name, values.get(name) or []) for name in SPLITS}
     if data:
-        splits["train"] = tuple(from_mapping(SourceConfig, {"path": given}) for given in data)
+        splits["train"] = _sources(path, "train", list(data))
     return Plan(
         classes=classes,
         start=start,
@@ -201,7 +208,11 @@ def _sources(path: Path, split: str, entries: Any) -> tuple[SourceConfig, ...]:
         raise UserError(f"{path}: '{split}' must be a list of paths or of 'path: …' entries")
     try:
         return tuple(
-            from_mapping(SourceConfig, {"path": entry} if isinstance(entry, str) else entry) for entry in entries
+            source
+            for entry in entries
+            for source in single_sequences(
+                from_mapping(SourceConfig, {"path": entry} if isinstance(entry, str) else entry)
+            )
         )
     except UserError as error:
         raise UserError(f"{path}, '{split}': {error}") from error

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -28,14 +29,19 @@ OPTIONAL = ("intensity", "ring", "time_s")
 class SourceConfig:
     """A recording to learn from, as a training configuration names it."""
 
-    path: str = setting("", "a bag, or a folder of SemanticKITTI with velodyne/ and labels/")
+    path: str = setting("", "a bag, or a folder of SemanticKITTI, nuScenes or Semantic-ITC")
     labels: str = setting(
         "pseudo",
         "pseudo (of a teacher: `lidar-semseg label`), exact (of the simulator or of annotators) or none",
         choices=LABELS,
     )
     weight: float = setting(1.0, "how often sweeps are drawn from it, relative to the others", minimum=0.0)
-    sequence: str = setting("", "the drive that it is part of; empty: the name of the file or folder")
+    sequence: str = setting(
+        "",
+        "the drive that it is part of; empty: the name of the file or folder. Where a folder holds several: which of "
+        "them, as scene-0061, or scene-00*, or several with commas; empty: all",
+    )
+    sweeps: str = setting("", "which of its sweeps, as 0:80 or 100: (the end is not taken); empty: all")
     topic: str = setting("", "topic of the clouds where there are several; pseudo-labels have their own")
     calibration: str = setting("", "calibration file or preset; empty: what the recording says")
     intensity_scale: float = setting(1.0, "factor from its intensities to those of the model's inputs", minimum=0.0)
@@ -43,6 +49,20 @@ class SourceConfig:
     def __post_init__(self) -> None:
         if not self.path:
             raise UserError("a recording of the training configuration has no path; write 'path: FILE.mcap'")
+        first, end = self.sweep_range
+        if end is not None and end <= first:
+            raise UserError(f"'sweeps: {self.sweeps}' takes no sweep at all; the end must lie behind the first one")
+
+    @property
+    def sweep_range(self) -> tuple[int, int | None]:
+        """Give the first sweep that is taken, and the one that follows the last; None for the end of the recording."""
+        if not self.sweeps:
+            return 0, None
+        parts = re.fullmatch(r"(\d*):(\d*)", self.sweeps)
+        if parts is None:
+            raise UserError(f"sweeps are taken as 0:80 or 100:, counted from 0, but got 'sweeps: {self.sweeps}'")
+        first, end = parts.groups()
+        return int(first or 0), int(end) if end else None
 
     @property
     def drive(self) -> str:
@@ -111,6 +131,27 @@ class Recording(Protocol):
     def sweep(self, index: int) -> LabelledSweep:
         """Read one sweep."""
         ...
+
+
+class PartOfRecording:
+    """Consecutive sweeps of a recording, numbered from 0; images and poses are those of the whole."""
+
+    def __init__(self, whole: Recording, source: SourceConfig) -> None:
+        """Take the sweeps that the source names; UserError if there are none of them."""
+        first, end = source.sweep_range
+        self._whole, self._sweeps = whole, range(len(whole))[first:end]
+        if not self._sweeps or (end or 0) > len(whole):
+            raise UserError(f"{whole.name} has {len(whole)} sweeps, so 'sweeps: {source.sweeps}' cannot be taken")
+        self.name, self.key = f"{whole.name}[{source.sweeps}]", f"{whole.key}-{first}-{self._sweeps.stop}"
+        self.classes, self.origin = whole.classes, whole.origin
+        self.trajectory, self.base_from_lidar = whole.trajectory, whole.base_from_lidar
+
+    def __len__(self) -> int:
+        return len(self._sweeps)
+
+    def sweep(self, index: int) -> LabelledSweep:
+        """Read one sweep."""
+        return self._whole.sweep(self._sweeps[index])
 
 
 class CachedRecording:

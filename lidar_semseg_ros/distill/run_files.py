@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import logging
+import math
 import os
 from collections.abc import Mapping, Sequence
 from io import BytesIO, StringIO
@@ -56,18 +57,20 @@ class RunFiles:
             logger.warning("%s was not renewed (%s); the one before stays", self.checkpoint, error)
 
     def write_losses(self, names: Sequence[str], rows: Sequence[Sequence[float]]) -> None:
-        """Write the losses of all steps so far as a table."""
+        """Write the losses of all steps so far as a table; what was not measured (NaN) is an empty cell."""
         text = StringIO()
         writer = csv.writer(text, lineterminator="\n")
         writer.writerow(["step", *names])
-        writer.writerows([step, *row] for step, row in enumerate(rows))
+        writer.writerows(
+            [step, *("" if math.isnan(value) else value for value in row)] for step, row in enumerate(rows)
+        )
         try:
             _replace(self.losses, text.getvalue().encode())
         except OSError as error:
             logger.warning("%s was not renewed (%s)", self.losses, error)
 
     def show(self, step: int, names: Sequence[str], row: Sequence[float]) -> None:
-        """Send the losses of a step to TensorBoard where it is installed."""
+        """Send values of a step to TensorBoard where it is installed."""
         if self._board is not None:
             for name, value in zip(names, row):
                 self._board.add_scalar(name, value, step)

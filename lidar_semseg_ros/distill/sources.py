@@ -1,4 +1,4 @@
-"""What opens as a recording: bags of the teacher and of the simulator, any bag with cameras, SemanticKITTI folders."""
+"""What opens as a recording: bags of the teacher and of the simulator, any bag with cameras, published data sets."""
 
 from __future__ import annotations
 
@@ -6,33 +6,29 @@ import hashlib
 import json
 import os
 import shutil
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from lidar_semseg_ros.core.camera import PinholeCamera
-from lidar_semseg_ros.core.classes import ClassMap, ClassTable
+from lidar_semseg_ros.core.classes import ClassTable
 from lidar_semseg_ros.core.errors import UserError
 from lidar_semseg_ros.core.frame import UNLABELLED, LidarFrame
-from lidar_semseg_ros.core.geometry import invert_rigid
 from lidar_semseg_ros.core.pairing import NearestPairing, PairingConfig
+from lidar_semseg_ros.distill.data_sets import data_set_at, single_sequences
 from lidar_semseg_ros.distill.recordings import (
     CachedRecording,
-    LabelledSweep,
+    PartOfRecording,
     Recording,
     RecordingWriter,
     SourceConfig,
-    StoredImage,
     camera_to_json,
-    scaled,
     without_confidence,
 )
 from lidar_semseg_ros.formats.bags import Bag, BagMessage, open_bag
 from lidar_semseg_ros.formats.calibration import LidarCalibration, calibration_file, read_calibration
-from lidar_semseg_ros.formats.config_files import class_table, config_file, read_yaml
 from lidar_semseg_ros.formats.dataset import (
     CLASS_MAP_TOPIC,
     LABEL_TOPIC,
@@ -43,7 +39,6 @@ from lidar_semseg_ros.formats.dataset import (
     teacher_settings,
 )
 from lidar_semseg_ros.formats.images import jpeg_bytes, read_image
-from lidar_semseg_ros.formats.loose_scans import read_scan, scan_files
 from lidar_semseg_ros.formats.pointcloud2 import CloudContent, cloud_content, column, read_cloud
 from lidar_semseg_ros.formats.poses import fixed_transforms, recorded_poses
 from lidar_semseg_ros.formats.rig import Rig, recorded_rig
@@ -51,7 +46,6 @@ from lidar_semseg_ros.teacher.lifting import Trajectory
 
 LAYOUT = 1
 """Of the cache; another one makes all of it anew."""
-KITTI_TABLE, KITTI_PERIOD_NS = "semantickitti19", 100_000_000
 
 
 def open_recording(
@@ -59,12 +53,22 @@ def open_recording(
 ) -> Recording:
     """Open what a training configuration names; a bag is laid out in the cache first, once for its content.
 
-    images: the recording is to have its images, with cameras whose place is known. on_sweep(done, total) is called
+    Of a folder with several sequences, the source names one (`single_sequences`). images: the recording is to have its
+    images, with cameras whose place is known. on_sweep(done, total) is called
     while the cache is written. UserError says what a recording lacks.
     """
+    found = single_sequences(source)
+    if len(found) > 1:
+        raise UserError(f"{source.path} holds {len(found)} sequences; name one of them by 'sequence'")
+    whole = _whole(found[0], cache, images, on_sweep)
+    return PartOfRecording(whole, source) if source.sweeps else whole
+
+
+def _whole(source: SourceConfig, cache: Path, images: bool, on_sweep: Callable[[int, int], None]) -> Recording:
     path = Path(source.path).expanduser()
-    if (path / "velodyne").is_dir():
-        return KittiFolder(path, source, images=images)
+    data_set = data_set_at(path)
+    if data_set is not None:
+        return data_set.open(source, cache, images=images)
     if not path.exists():
         raise UserError(f"there is no recording {path}; check 'path' in the training configuration")
     folder = cache / f"{path.stem}-{_digest(path, source, images)}"
@@ -212,116 +216,3 @@ def _packed(image: tuple[int, BagMessage] | None) -> tuple[int, bytes] | None:
     if hasattr(message, "format"):
         return time_ns, bytes(message.data)
     return time_ns, jpeg_bytes(read_image(message).pixels)
-
-
-class KittiFolder:
-    """A sequence of SemanticKITTI: velodyne/*.bin with labels/*.label (or training ids as *.npy), read as it lies.
-
-    Images are those of image_2 with the P2 and Tr of calib.txt; poses those of poses.txt.
-    """
-
-    def __init__(self, folder: Path, source: SourceConfig, *, images: bool) -> None:
-        self.name = folder.name
-        self._scans, self._scale = scan_files(folder / "velodyne"), source.intensity_scale
-        self.key = f"{folder.name}-{hashlib.sha256(str(folder.resolve()).encode()).hexdigest()[:16]}"
-        self._labels = {file.stem: file for file in sorted((folder / "labels").glob("*")) if file.suffix in READERS}
-        self.origin: Mapping[str, str] = {"labels": source.labels}
-        self.classes: ClassTable | None = None
-        if source.labels != "none":
-            if source.labels == "pseudo" or not self._labels:
-                raise UserError(
-                    f"{folder} {'holds labels of annotators' if self._labels else 'has no labels/*.label'}; write "
-                    f"'labels: {'exact' if self._labels else 'none'}' for it in the training configuration"
-                )
-            self.classes = class_table(KITTI_TABLE)
-            self._classes, self._remap = len(self.classes), semantic_kitti_map().remap_by_id(self.classes)
-        self._calibration = _kitti_calibration(folder / "calib.txt") if images else {}
-        self._images = {file.stem: file for file in (folder / "image_2").glob("*.png")} if images else {}
-        if images and not self._images:
-            raise UserError(f"{folder} has no images in image_2; features cannot be learned from it, leave it out")
-        self.base_from_lidar = np.eye(4)
-        self.trajectory = _kitti_poses(folder)
-
-    def __len__(self) -> int:
-        return len(self._scans)
-
-    def sweep(self, index: int) -> LabelledSweep:
-        """Read one sweep; a scan without a file of labels is unlabelled."""
-        scan = self._scans[index]
-        frame = read_scan(scan, index * KITTI_PERIOD_NS, "velodyne")
-        class_id = np.full(len(frame), UNLABELLED, np.uint8)
-        if self.classes is not None and scan.stem in self._labels:
-            class_id = self._class_id(self._labels[scan.stem])
-        if len(class_id) != len(frame):
-            raise UserError(f"{scan} has {len(frame)} points, but {self._labels[scan.stem]} {len(class_id)} labels")
-        image = self._image(scan.stem, index)
-        return LabelledSweep(
-            frame=scaled(frame, self._scale),
-            class_id=class_id,
-            confidence=without_confidence(class_id),
-            images=() if image is None else (image,),
-        )
-
-    def _class_id(self, file: Path) -> np.ndarray:
-        if file.suffix == ".npy":
-            # Training ids count from 1; 0 and what lies beyond the classes is none.
-            id_1 = np.load(file).astype(np.int64)
-            return np.where((id_1 >= 1) & (id_1 <= self._classes), id_1 - 1, UNLABELLED).astype(np.uint8)
-        # The upper 16 bits number the thing.
-        raw = np.fromfile(file, "<u4") & 0xFFFF
-        known = raw < len(self._remap)
-        return np.where(known, self._remap[np.where(known, raw, 0)], UNLABELLED).astype(np.uint8)
-
-    def _image(self, stem: str, index: int) -> StoredImage | None:
-        if stem not in self._images:
-            return None
-        file = np.fromfile(self._images[stem], np.uint8)
-        # A PNG file says its size in the first chunk.
-        width, height = (int(side) for side in file[16:24].view(">u4"))
-        return StoredImage(
-            key=f"{self.key}/{stem}",
-            time_ns=index * KITTI_PERIOD_NS,
-            camera=PinholeCamera(width=width, height=height, matrix=self._calibration["K"], distortion=np.zeros(5)),
-            camera_from_lidar=self._calibration["camera_from_lidar"],
-            file=file,
-        )
-
-
-READERS = (".label", ".npy")
-
-
-def semantic_kitti_map() -> ClassMap:
-    """Read what the ids in SemanticKITTI's files mean: the learning map of the data set."""
-    path = config_file("labels", "semantickitti", "map of labels")
-    return ClassMap.from_mapping(read_yaml(path), source=str(path))
-
-
-def _kitti_rows(path: Path) -> dict[str, np.ndarray]:
-    try:
-        lines = [line.split(":", 1) for line in path.read_text(encoding="utf-8").splitlines() if ":" in line]
-        return {name.strip(): np.array(values.split(), float).reshape(3, 4) for name, values in lines}
-    except (OSError, ValueError) as error:
-        raise UserError(f"cannot read the calibration {path}: {error}; take that of the data set") from error
-
-
-def _kitti_calibration(path: Path) -> dict[str, np.ndarray]:
-    """Take P2 = K [R | t] apart and put t behind Tr: the camera's matrix, and camera_from_lidar (4, 4)."""
-    rows = _kitti_rows(path)
-    if not {"P2", "Tr"} <= set(rows):
-        raise UserError(f"{path} has {', '.join(rows)}, but P2 and Tr are needed; take that of the data set")
-    matrix = rows["P2"][:, :3]
-    camera_from_rectified = np.eye(4)
-    camera_from_rectified[:3, 3] = np.linalg.solve(matrix, rows["P2"][:, 3])
-    return {"K": matrix, "camera_from_lidar": camera_from_rectified @ np.vstack([rows["Tr"], [0, 0, 0, 1]])}
-
-
-def _kitti_poses(folder: Path) -> Trajectory | None:
-    """Read poses.txt, which has those of the left grey camera, as poses of the lidar."""
-    if not (folder / "poses.txt").is_file() or not (folder / "calib.txt").is_file():
-        return None
-    poses = np.loadtxt(folder / "poses.txt").reshape(-1, 3, 4)
-    camera_from_lidar = np.vstack([_kitti_rows(folder / "calib.txt")["Tr"], [0, 0, 0, 1]])
-    whole = np.zeros((len(poses), 4, 4))
-    whole[:, :3], whole[:, 3, 3] = poses, 1
-    stamps_ns = np.arange(len(poses), dtype=np.int64) * KITTI_PERIOD_NS
-    return Trajectory(stamps_ns=stamps_ns, map_from_base=invert_rigid(camera_from_lidar) @ whole @ camera_from_lidar)

@@ -96,11 +96,15 @@ def _lines_of_two(text: str) -> list[tuple[str, str]]:
 
 
 def write_safetensors(path: Path, state: Mapping[str, Tensor], description: ModelDescription) -> None:
-    """Write weights and description as one `.safetensors` file."""
+    """Write weights and description as one `.safetensors` file; UserError if it cannot be written."""
+    import safetensors
     from safetensors.torch import save_file
 
     contiguous = {key: value.detach().cpu().contiguous() for key, value in state.items()}
-    save_file(contiguous, path, metadata={METADATA_KEY: description.to_json()})
+    try:
+        save_file(contiguous, path, metadata={METADATA_KEY: description.to_json()})
+    except (OSError, safetensors.SafetensorError) as error:
+        raise UserError(f"cannot write {path}: {error}; make room there, or give another place") from error
 
 
 def read_safetensors(path: Path) -> tuple[dict[str, Tensor], ModelDescription]:

@@ -118,7 +118,7 @@ class Labeller:
 
 def chosen_teacher(config: TeacherConfig, table: ClassTable, class_map: ClassMap | None, models: Path) -> Teacher:
     """Load the teacher of the settings; `models` is the folder of the shipped ones. UserError as `load_teacher`."""
-    vision = replace(config.vision, model=str(_place(config.vision.model, models)))
+    vision = replace(config.vision, model=teacher_place(config.vision.model, models))
     return load_teacher(vision, table, class_map)
 
 
@@ -126,7 +126,7 @@ def teacher_identity(model: str, models: Path) -> dict[str, str]:
     """Tell which model taught: its name, and the sha256 of its weights."""
     from transformers.utils.hub import cached_file
 
-    config = cached_file(str(_place(model, models)), "config.json", local_files_only=True)
+    config = cached_file(teacher_place(model, models), "config.json", local_files_only=True)
     digest = hashlib.sha256()
     for file in sorted(Path(str(config)).parent.glob("*")):
         if file.suffix in WEIGHTS:
@@ -136,6 +136,7 @@ def teacher_identity(model: str, models: Path) -> dict[str, str]:
     return {"model": model, "sha256": digest.hexdigest()}
 
 
-def _place(model: str, models: Path) -> str | Path:
+def teacher_place(model: str, models: Path) -> str:
+    """Give the folder of a shipped model, or what was named: a folder or an id of the hub."""
     shipped = models / model
-    return shipped if shipped.is_dir() and model else model
+    return str(shipped) if model and shipped.is_dir() else model

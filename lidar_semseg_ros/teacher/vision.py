@@ -60,13 +60,13 @@ class VisionConfig:
 
 
 class Teacher(Protocol):
-    """Who says something of images. A teacher does one of three things; asked for another, it raises UserError.
+    """Who says something of images. Asked for what it does not give, a teacher raises UserError.
 
-    gives: 'labels', 'features' or 'segments'.
+    gives: of 'labels', 'features' and 'segments', what it can say.
     never_labelled: the target classes that this teacher cannot give.
     """
 
-    gives: str
+    gives: tuple[str, ...]
     never_labelled: tuple[str, ...]
 
     def label(self, images: Sequence[CameraImage]) -> list[PixelScores]:
@@ -82,9 +82,10 @@ class Teacher(Protocol):
         ...
 
 
-def load_teacher(config: VisionConfig, table: ClassTable, class_map: ClassMap | None = None) -> Teacher:
+def load_teacher(config: VisionConfig, table: ClassTable | None, class_map: ClassMap | None = None) -> Teacher:
     """Load the model of a config for the classes of `table`; its architecture is read off its config.json.
 
+    table: None for a model that is not asked for labels.
     class_map: what the model's classes mean; None where they are called as in the table. A model that is asked in
         words is asked for the names in the map.
     UserError where the model is not on this machine, is none that is known here, or its classes do not fit.
@@ -100,7 +101,7 @@ def load_teacher(config: VisionConfig, table: ClassTable, class_map: ClassMap | 
         teacher = TEACHERS[architecture](checkpoint, architecture, config)
     except ModuleNotFoundError as error:
         raise missing_package(error) from error
-    if isinstance(teacher, models.LabelModel):
+    if table is not None and isinstance(teacher, models.LabelModel):
         teacher.answer_in(table, class_map)
     return teacher
 
@@ -126,16 +127,16 @@ class MaskFiles:
         if unnamed:
             raise UserError(f"mask file {unnamed[0]} is not named after the stamp of its image in nanoseconds")
         self._files, self._read = {int(file.stem): file for file in files}, read
-        self.gives = "segments"
+        self.gives: tuple[str, ...] = ("segments",)
         self.never_labelled: tuple[str, ...] = ()
         if table is not None:
             class_map = class_map or ClassMap.of_same_names(table, table.names)
-            self.gives, self._remap = "labels", class_map.remap_by_id(table)
+            self.gives, self._remap = ("labels",), class_map.remap_by_id(table)
             self.never_labelled = classes_never_given(table, self._remap)
 
     def label(self, images: Sequence[CameraImage]) -> list[PixelScores]:
         """Give the target classes in the masks of the images, all of them certain."""
-        if self.gives != "labels":
+        if "labels" not in self.gives:
             raise UserError("these mask files hold segments without classes; say what their numbers mean")
         labels = []
         for image in images:
@@ -172,7 +173,7 @@ class MaskFolders:
 
     def __init__(self, by_frame: Mapping[str, MaskFiles]) -> None:
         self._by_frame = by_frame
-        self.gives = "labels"
+        self.gives = ("labels",)
         never = [set(files.never_labelled) for files in by_frame.values()]
         self.never_labelled = tuple(sorted(set.intersection(*never)))
 

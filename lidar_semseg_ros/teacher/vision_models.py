@@ -122,7 +122,7 @@ def _not_here(model: str) -> UserError:
 class VisionModel:
     """A model of transformers that is only asked, never trained."""
 
-    gives: str
+    gives: tuple[str, ...]
     model_class: ClassVar[str | None] = None
     """The class to load where it is another than the architecture that the checkpoint names."""
 
@@ -168,7 +168,7 @@ class VisionModel:
         raise self._refusal("segments")
 
     def _refusal(self, wanted: str) -> UserError:
-        return UserError(f"{self.checkpoint.model} gives {self.gives}, not {wanted}; choose another model")
+        return UserError(f"{self.checkpoint.model} gives {' and '.join(self.gives)}, not {wanted}; choose another model")
 
     @contextlib.contextmanager
     def _reading(self) -> Iterator[None]:
@@ -259,7 +259,7 @@ def _interpolated(maps: Tensor, size: tuple[int, int]) -> Tensor:
 class LabelModel(VisionModel):
     """A model that scores classes at pixels. names: its classes by id. remap: (C,) uint8, their target classes."""
 
-    gives = "labels"
+    gives = ("labels",)
 
     def __init__(self, checkpoint: Checkpoint, architecture: str, config: VisionConfig) -> None:
         super().__init__(checkpoint, architecture, config)
@@ -314,7 +314,35 @@ class LabelModel(VisionModel):
 
 
 class Segformer(LabelModel):
-    """Dense logits at a quarter of the input; the score of a class is its softmax."""
+    """Dense logits at a quarter of the input; the score of a class is its softmax.
+
+    Its features are what the last layer classifies.
+    """
+
+    gives = ("labels", "features")
+
+    def features(self, images: Sequence[CameraImage]) -> list[PatchFeatures]:
+        """Give the fused features of all stages as a map over each image: (h, w, D) float32."""
+        found: dict[int, PatchFeatures] = {}
+        for (height, width), positions in _same_size(images).items():
+            fused_BDhw = self._fused([images[i].pixels for i in positions])
+            values = np.ascontiguousarray(fused_BDhw.permute(0, 2, 3, 1).cpu().numpy())
+            found |= {
+                position: PatchFeatures(values=of_image, image_size=(width, height))
+                for position, of_image in zip(positions, values)
+            }
+        return [found[position] for position in range(len(images))]
+
+    def _fused(self, images: list[np.ndarray]) -> Tensor:
+        classified: list[Tensor] = []
+        watch = self.model.decode_head.classifier.register_forward_pre_hook(
+            lambda _, inputs: classified.append(inputs[0])
+        )
+        try:
+            self._asked(pixel_values=self._prepared(images))
+        finally:
+            watch.remove()
+        return classified[0].float()
 
     def _class_scores(self, images: list[np.ndarray], onto_CT: Tensor, grid: tuple[int, int]) -> Tensor:
         import torch
@@ -432,7 +460,7 @@ class ClipSeg(LabelModel):
 class PatchEncoder(VisionModel):
     """A vision transformer without a head: DINOv2 and DINOv3, with and without register tokens."""
 
-    gives = "features"
+    gives = ("features",)
 
     def features(self, images: Sequence[CameraImage]) -> list[PatchFeatures]:
         """Give the last layer's patch tokens as a map over each image: (h, w, D) float32."""
@@ -456,7 +484,7 @@ class PatchEncoder(VisionModel):
 class Sam2(VisionModel):
     """SAM 2 asked at a grid of points: class-agnostic masks."""
 
-    gives = "segments"
+    gives = ("segments",)
     model_class = "Sam2Model"
 
     def segments(self, images: Sequence[CameraImage]) -> list[np.ndarray]:

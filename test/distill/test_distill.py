@@ -5,6 +5,7 @@ from __future__ import annotations
 import errno
 import logging
 import os
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 
@@ -22,12 +23,15 @@ from lidar_semseg_ros.distill.beginning import beginning
 from lidar_semseg_ros.distill.distillation import ImageTeacher, distill, lesson_of
 from lidar_semseg_ros.distill.mixture import mixed
 from lidar_semseg_ros.distill.objectives import Student, by_view, terms
-from lidar_semseg_ros.distill.plan import DistillConfig, ImageTeacherConfig, Plan, read_plan
+from lidar_semseg_ros.distill.plan import DistillConfig, ImageTeacherConfig, ObjectiveConfig, Plan, read_plan
 from lidar_semseg_ros.distill.processes import SharedBatchNorm, World
+from lidar_semseg_ros.distill.recordings import LabelledSweep, SourceConfig
 from lidar_semseg_ros.distill.run_files import RunFiles
 from lidar_semseg_ros.distill.samples import Store, TaughtBatches, mixed_sweep, require_what_is_taught
 from lidar_semseg_ros.distill.sources import open_recording
+from lidar_semseg_ros.distill.validation import Validation
 from lidar_semseg_ros.network.model_file import ModelDescription, write_safetensors
+from lidar_semseg_ros.network.segmenter import Segmenter, SegmenterConfig
 from lidar_semseg_ros.network.waffleiron import WaffleIron
 
 
@@ -67,7 +71,12 @@ class Ready:
         self.batches = TaughtBatches(self.mixture, self.begin.inputs, self.config, self.store, rank=rank)
         self.files = RunFiles(folder / "model.safetensors", "settings")
 
-    def distill(self, world: World | None = None) -> tuple[WaffleIron, list[dict[str, float]]]:
+    def distill(
+        self,
+        world: World | None = None,
+        validation: Callable[[WaffleIron], float] | None = None,
+        on_best: Callable[[int, WaffleIron, float], None] = lambda steps, network, miou: None,
+    ) -> tuple[WaffleIron, list[dict[str, float]]]:
         rows: list[dict[str, float]] = []
         model = distill(
             self.student,
@@ -77,6 +86,8 @@ class Ready:
             self.teacher,
             self.files,
             lambda step, losses: rows.append(losses),
+            validation,
+            on_best,
         )
         self.files.finish()
         return model, rows
@@ -159,6 +170,120 @@ def test_a_run_that_was_cut_off_goes_on_with_the_same_losses(bag: Path, tmp_path
     assert rest == whole[3:]
     table = (tmp_path / "model.losses.csv").read_text().splitlines()
     assert [float(line.split(",")[1]) for line in table[1:]] == [row["loss"] for row in whole]
+
+
+def same_weights(one: WaffleIron, other: WaffleIron) -> bool:
+    return all(torch.equal(a, b) for a, b in zip(one.state_dict().values(), other.state_dict().values()))
+
+
+class Board:
+    """Takes what TensorBoard is shown."""
+
+    def __init__(self) -> None:
+        self.shown: dict[str, dict[int, float]] = {}
+
+    def add_scalar(self, name: str, value: float, step: int) -> None:
+        self.shown.setdefault(name, {})[step] = value
+
+    def close(self) -> None:
+        pass
+
+
+def test_looking_at_other_recordings_meanwhile_does_not_change_the_course(bag: Path, tmp_path: Path) -> None:
+    plain, without = Ready(tmp_path, [bag]).distill()
+    ready = Ready(tmp_path, [bag], validate=3)
+    judge = Validation([ready.mixture.recordings[0]], ready.begin.inputs, STOREYS, 2, 0)
+    board = Board()
+    ready.files._board = board
+    looked, rows = ready.distill(validation=judge.miou)
+    assert same_weights(plain, looked)
+    found = [row.pop("validation_miou", None) for row in rows]
+    assert rows == without
+    # After every third step and the last one.
+    assert [miou is not None for miou in found] == [False, False, True, False, False, True, False, True]
+    assert found[-1] == judge.miou(looked) and 0 < found[-1] <= 1
+    assert board.shown["validation_miou"] == {step: miou for step, miou in enumerate(found) if miou is not None}
+    assert board.shown["loss"] == {step: row["loss"] for step, row in enumerate(rows)}
+    table = [line.split(",") for line in (tmp_path / "model.losses.csv").read_text().splitlines()]
+    assert table[0][-1] == "validation_miou"
+    assert [row[-1] for row in table[1:]] == ["" if miou is None else str(miou) for miou in found]
+
+
+def test_the_best_network_is_told_when_it_is_found_also_by_a_run_that_was_cut_off(bag: Path, tmp_path: Path) -> None:
+    settings = {"validate": 2, "checkpoint": 3}
+    said = iter([0.5, 0.4, 0.5, 0.6])
+    told: list[tuple[int, float]] = []
+
+    def on_best(steps: int, network: WaffleIron, miou: float) -> None:
+        told.append((steps, miou))
+
+    whole, rows = Ready(tmp_path, [bag], **settings).distill(validation=lambda _: next(said), on_best=on_best)
+    assert told == [(2, 0.5), (8, 0.6)]
+    cut, seen = Ready(tmp_path, [bag], **settings), []
+
+    def stop(step: int, losses: dict[str, float]) -> None:
+        if step == 4:
+            raise KeyboardInterrupt
+
+    said, told[:] = iter([0.5, 0.4]), []
+    judge = lambda network: seen.append(network) or next(said)  # noqa: E731
+    with pytest.raises(KeyboardInterrupt):
+        distill(cut.student, cut.batches, cut.config, World(), None, cut.files, stop, judge, on_best)
+    # It goes on after step 3: what was said after steps 2 and 4 is known or said again.
+    said = iter([0.4, 0.5, 0.6])
+    resumed, rest = Ready(tmp_path, [bag], **settings).distill(validation=judge, on_best=on_best)
+    assert rest == rows[3:] and told == [(2, 0.5), (8, 0.6)] and same_weights(resumed, whole)
+    assert same_weights(seen[1], seen[2])  # after step 4, before and after the cut
+
+
+def test_what_is_validated_on_is_a_seeded_choice_judged_row_by_row(bag: Path, tmp_path: Path) -> None:
+    ready = Ready(tmp_path, [bag])
+    recording, inputs = ready.mixture.recordings[0], ready.begin.inputs
+    chosen = [[number for _, number in Validation([recording], inputs, STOREYS, 3, seed).sweeps] for seed in (0, 0, 1)]
+    assert chosen[0] == chosen[1] != chosen[2] and len(chosen[0]) == 3
+    everything = Validation([recording], inputs, STOREYS, 99, 0)
+    assert [number for _, number in everything.sweeps] == [0, 1, 2, 3, 4]
+    model, _ = ready.distill()
+    network = ready.begin.network.config.to_mapping()
+    description = ModelDescription(name="m", network=network, inputs=inputs, classes=STOREYS, provenance={})
+    write_safetensors(tmp_path / "m.safetensors", model.state_dict(), description)
+    segmenter = Segmenter(SegmenterConfig(model=str(tmp_path / "m.safetensors")), tmp_path)
+    truth, said = [], []
+    for number in range(5):
+        sweep = recording.sweep(number)
+        known = sweep.class_id != 255
+        truth.append(sweep.class_id[known])
+        said.append(segmenter.segment(sweep.frame).labels.class_id[known])
+    ious = []
+    for label in (0, 1):
+        is_true, is_said = np.concatenate(truth) == label, np.concatenate(said) == label
+        ious.append((is_true & is_said).sum() / (is_true | is_said).sum())
+    # The segmenter computes in another order, so a point or two may lie on the other side.
+    assert everything.miou(model) == pytest.approx(np.mean(ious), abs=2e-3)
+
+
+def test_what_cannot_be_validated_on_is_said(bag: Path, tmp_path: Path) -> None:
+    ready = Ready(tmp_path, [bag])
+    unlabelled = open_recording(SourceConfig(path=str(bag), labels="none"), tmp_path / "cache", images=False)
+    with pytest.raises(UserError, match=r"a\.mcap has no labels to validate with"):
+        Validation([unlabelled], ready.begin.inputs, STOREYS, 3, 0)
+    with pytest.raises(UserError, match="fill the list 'validation'"):
+        Validation([], ready.begin.inputs, STOREYS, 3, 0)
+    with pytest.raises(UserError, match="set validate to 0"):
+        DistillConfig(validate=5, objectives=ObjectiveConfig(pseudo_labels=0.0, scalr=1.0))
+
+    class Mute:
+        name, classes = "mute", STOREYS
+
+        def __len__(self) -> int:
+            return 1
+
+        def sweep(self, index: int) -> LabelledSweep:
+            sweep = ready.mixture.recordings[0].sweep(index)
+            return replace(sweep, class_id=np.full_like(sweep.class_id, 255))
+
+    with pytest.raises(UserError, match="none of the 1 sweeps to validate on has labels"):
+        Validation([Mute()], ready.begin.inputs, STOREYS, 3, 0).miou(ready.begin.network)
 
 
 def test_a_run_that_could_not_write_its_model_has_nothing_to_do_again(bag: Path, tmp_path: Path) -> None:
@@ -351,6 +476,16 @@ def test_what_is_wrong_in_a_worker_process_is_said_as_it_is(bag: Path, tmp_path:
     ready.batches = TaughtBatches(ready.mixture, nowhere, ready.config)
     with pytest.raises(UserError, match=r"^100 sweeps in a row had no point inside the inputs' field of view"):
         ready.distill()
+
+
+def test_a_recording_without_labels_is_not_learned_from(bag: Path, tmp_path: Path) -> None:
+    ready = Ready(tmp_path, [bag])
+    unlabelled = open_recording(SourceConfig(path=str(bag), labels="none"), tmp_path / "cache", images=False)
+    mixture = mixed([ready.mixture.recordings[0], unlabelled], [1.0, 1.0], 1.0, 0)
+    with pytest.raises(
+        UserError, match=r"a\.mcap has no labels, which objectives\.pseudo_labels learns from; label it"
+    ):
+        require_what_is_taught(mixture, ready.config)
 
 
 def test_what_an_objective_needs_and_a_recording_lacks_is_said(tmp_path: Path) -> None:

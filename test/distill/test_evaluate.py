@@ -17,11 +17,13 @@ from lidar_semseg_ros.distill.evaluate import (
     PSEUDO,
     TEACHER,
     JudgedRecording,
+    JudgedSequences,
     JudgedSweep,
     figures,
     robustness,
     scores,
 )
+from lidar_semseg_ros.distill.recordings import LabelledSweep
 from lidar_semseg_ros.formats.bags import BagWriter, open_bag
 from lidar_semseg_ros.formats.dataset import (
     CLASS_MAP_TOPIC,
@@ -199,3 +201,31 @@ def test_the_same_seed_tries_the_same_and_another_does_not() -> None:
     sweeps = [ring_of_points()]
     once, again, other = (robustness(nearest_is_wall, sweeps, MODEL, seed).corrupted for seed in (1, 1, 2))
     assert once == again != other
+
+
+class Annotated:
+    """Sequences of a data set: one with labels, then one sweep without."""
+
+    name = "annotated"
+
+    def __init__(self, classes: ClassTable | None) -> None:
+        self.classes = classes
+
+    def __len__(self) -> int:
+        return 2
+
+    def sweep(self, index: int) -> LabelledSweep:
+        class_id = np.uint8([[0, 1, 1, 2, 255], [255] * 5][index])
+        return LabelledSweep(frame=FRAME, class_id=class_id, confidence=np.ones(5, np.float32))
+
+
+def test_sequences_of_data_sets_are_judged_by_the_names_of_their_classes() -> None:
+    found = JudgedSequences([Annotated(table("door", "tree", "wall"))] * 2, MODEL)
+    assert found.sweeps == 4 and found.strange == ("tree",) and found.taught is None
+    sweeps = list(found)
+    # Sweeps without a label are left out, as are the points of the tree.
+    assert [sweep.exact.tolist() for sweep in sweeps] == [[2, 255, 255, 0, 255]] * 2
+    with pytest.raises(UserError, match="annotated has no labels to compare with"):
+        JudgedSequences([Annotated(None)], MODEL)
+    with pytest.raises(UserError, match="no name in common"):
+        JudgedSequences([Annotated(table("tree", "car"))], MODEL)

@@ -468,15 +468,34 @@ def test_stability_is_the_overlap_of_a_mask_at_two_thresholds() -> None:
 # --- loading
 
 
-def test_a_teacher_does_one_thing_and_refuses_the_others(folders: Any) -> None:
-    gives = {"segformer": "labels", "dinov2": "features", "sam2": "segments"}
+def test_a_teacher_says_what_it_gives_and_refuses_the_rest(folders: Any) -> None:
+    gives = {
+        "segformer": ("labels", "features"),
+        "mask2former": ("labels",),
+        "dinov2": ("features",),
+        "sam2": ("segments",),
+    }
     for name, what in gives.items():
         teacher = teacher_at(folders(name))
         assert teacher.gives == what
         for ask, answer in (("label", "labels"), ("features", "features"), ("segments", "segments")):
-            if answer != what:
-                with pytest.raises(UserError, match=f"gives {what}, not {answer}"):
+            if answer not in what:
+                with pytest.raises(UserError, match=f"gives {' and '.join(what)}, not {answer}"):
                     getattr(teacher, ask)([photo(WIDE)])
+
+
+def test_features_of_a_segformer_are_what_its_last_layer_classifies(folders: Any) -> None:
+    teacher = teacher_at(folders("segformer"))
+    wide, tall = photo(WIDE), photo(TALL)
+    found = teacher.features([wide, tall])
+    classify = teacher.model.decode_head.classifier
+    for image, features in zip((wide, tall), found):
+        assert features.image_size == image.pixels.shape[1::-1]
+        pixels = teacher.processor([image.pixels], return_tensors="pt")["pixel_values"]
+        logits = teacher.model(pixel_values=pixels).logits[0].permute(1, 2, 0)
+        torch.testing.assert_close(
+            torch.from_numpy(features.values) @ classify.weight[:, :, 0, 0].T + classify.bias, logits
+        )
 
 
 def test_a_teacher_is_not_trained(folders: Any) -> None:
@@ -603,7 +622,7 @@ def test_labels_come_from_files_with_and_without_a_map(masks: Path) -> None:
     first, second = teacher.label([image_at(100), image_at(200)])
     assert first.class_id.tolist() == [[0, 4, 0], [UNLABELLED, 4, 4]]
     assert second.class_id.tolist() == [[0, UNLABELLED, UNLABELLED], [UNLABELLED, 4, 4]]
-    assert teacher.gives == "labels" and teacher.never_labelled == ("floor", "ceiling", "door")
+    assert teacher.gives == ("labels",) and teacher.never_labelled == ("floor", "ceiling", "door")
 
 
 def test_an_image_without_a_mask_or_with_one_of_another_size_is_refused(masks: Path) -> None:
