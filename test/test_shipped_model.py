@@ -36,10 +36,10 @@ def share(segmenter: Segmenter, frame: LidarFrame, where: np.ndarray, name: str)
 
 def test_every_shipped_model_is_listed_with_its_checksum() -> None:
     listed = dict(reversed(line.split()) for line in (MODELS / "SHA256SUMS").read_text().splitlines())
-    files = [path for path in MODELS.iterdir() if path.suffix in (".safetensors", ".onnx")]
-    assert set(listed) == {path.name for path in files} != set()
+    files = [path for path in MODELS.rglob("*") if path.suffix in (".safetensors", ".onnx")]
+    assert set(listed) == {path.relative_to(MODELS).as_posix() for path in files} != set()
     for path in files:
-        assert hashlib.sha256(path.read_bytes()).hexdigest() == listed[path.name]
+        assert hashlib.sha256(path.read_bytes()).hexdigest() == listed[path.relative_to(MODELS).as_posix()]
 
 
 def test_on_unseen_simulated_buildings_it_is_as_good_as_its_card_says(segmenter: Segmenter) -> None:

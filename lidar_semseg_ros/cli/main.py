@@ -23,6 +23,7 @@ COMMANDS = {
     "train": "train a network on simulated buildings",
     "train-teacher": "train a small vision teacher on images of simulated buildings",
     "evaluate": "compare a model's labels with exact labels and pseudo-labels of recordings, and try its robustness",
+    "study": "compare ways to pre-train and to label on simulated buildings, with a table",
     "import": "make a self-describing model of a published checkpoint",
     "export": "turn a .safetensors model into ONNX",
     "info": "say what a model file or a recording holds",

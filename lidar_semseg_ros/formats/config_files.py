@@ -1,7 +1,8 @@
-"""The files that come with the package: where they are, and how YAML is read."""
+"""The files that come with the package: where they are, and how YAML is read and written."""
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -65,6 +66,11 @@ def read_yaml(path: Path) -> dict[str, Any]:
     if not isinstance(values, dict):
         raise UserError(f"{path} must hold 'name: value' lines, but it holds {type(values).__name__}")
     return values
+
+
+def write_yaml(path: Path, values: Mapping[str, Any]) -> None:
+    """Write plain values, in their order."""
+    path.write_text(yaml.safe_dump(dict(values), sort_keys=False), encoding="utf-8")
 
 
 def config_file(folder: str, name_or_path: str, what: str) -> Path:

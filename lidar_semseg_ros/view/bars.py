@@ -1,0 +1,59 @@
+"""Figures with their deviations as horizontal bars."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from lidar_semseg_ros.view.curve import COLORS
+
+WIDTH, LINE, NAMES, RIGHT = 900, 22, 320, 130
+TOP, BOTTOM, GAP = 76, 16, 10
+"""Room above and below the bars and between rows, pixels."""
+GRID, INK = (225, 225, 225), (30, 30, 30)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Bar:
+    """A figure from 0 up, with its deviation; bars of one row lie beneath each other, bars of one column look alike."""
+
+    row: str
+    column: str
+    mean: float
+    deviation: float
+
+
+def bars(title: str, caption: str, figures: Sequence[Bar]) -> np.ndarray:
+    """Draw bars in their order from 0 up, a row's name beside its first: (H, W, 3) uint8."""
+    from PIL import Image, ImageDraw, ImageFont
+
+    columns = list(dict.fromkeys(bar.column for bar in figures))
+    rows = len({bar.row for bar in figures})
+    height = TOP + rows * GAP + len(figures) * LINE + BOTTOM
+    picture = Image.new("RGB", (WIDTH, height), "white")
+    draw, font = ImageDraw.Draw(picture), ImageFont.load_default(size=14)
+    draw.text((12, 8), title, fill=INK, font=ImageFont.load_default(size=17))
+    draw.text((12, 32), caption, fill=INK, font=font)
+    longest = max((bar.mean + bar.deviation for bar in figures), default=0.0) or 1.0
+    scale = (WIDTH - NAMES - RIGHT) / longest
+    for share in (0.0, 0.25, 0.5, 0.75, 1.0):
+        x = NAMES + share * longest * scale
+        draw.line((x, TOP - 6, x, height - BOTTOM), fill=GRID)
+        draw.text((x - 10, TOP - 22), f"{share * longest:.3g}", fill=INK, font=font)
+    y, row = float(TOP - GAP), None
+    for bar in figures:
+        if bar.row != row:
+            row, y = bar.row, y + GAP
+            draw.text((12, y + 2), bar.row, fill=INK, font=font)
+        end, spread = NAMES + bar.mean * scale, bar.deviation * scale
+        draw.rectangle((NAMES, y + 3, end, y + LINE - 4), fill=COLORS[columns.index(bar.column) % len(COLORS)])
+        middle = y + LINE / 2
+        draw.line((end - spread, middle, end + spread, middle), fill=INK, width=2)
+        for at in (end - spread, end + spread):
+            draw.line((at, middle - 4, at, middle + 4), fill=INK, width=2)
+        label = f"{bar.mean:.1f} {bar.column}" if len(columns) > 1 else f"{bar.mean:.1f}"
+        draw.text((end + spread + 8, y + 2), label, fill=INK, font=font)
+        y += LINE
+    return np.asarray(picture)

@@ -1,0 +1,44 @@
+"""Bars."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+
+from lidar_semseg_ros.view.bars import LINE, NAMES, TOP, Bar, bars
+from lidar_semseg_ros.view.curve import COLORS
+
+
+def lengths(picture: np.ndarray, color: tuple[int, int, int]) -> list[int]:
+    """How far the pixels of a colour reach, by the lines that hold any."""
+    there = (picture == color).all(-1)
+    return [int(np.flatnonzero(line).max()) - NAMES for line in there if line.any()]
+
+
+def test_lengths_are_in_proportion_and_columns_have_their_colours() -> None:
+    figures = [
+        Bar(row=row, column=column, mean=mean, deviation=0.0)
+        for row, column, mean in (("a", "probe", 40.0), ("a", "few", 10.0), ("b", "probe", 20.0))
+    ]
+    picture = bars("title", "caption", figures)
+    first = lengths(picture, COLORS[0])
+    assert max(first) == pytest.approx(2 * min(first), abs=2) and min(first) > 100
+    assert max(first) == pytest.approx(4 * max(lengths(picture, COLORS[1])), abs=4)
+    assert picture.shape[0] > TOP + 3 * LINE and picture.dtype == np.uint8
+
+
+def test_a_deviation_is_drawn_around_the_end() -> None:
+    plain = bars(
+        "", "", [Bar(row="a", column="", mean=1.0, deviation=0.0), Bar(row="b", column="", mean=4.0, deviation=0.0)]
+    )
+    spread = bars(
+        "", "", [Bar(row="a", column="", mean=1.0, deviation=1.0), Bar(row="b", column="", mean=4.0, deviation=0.0)]
+    )
+    changed = (plain != spread).any(-1)[TOP : TOP + LINE].any(0)
+    end = NAMES + round((900 - NAMES - 130) / 4)
+    # As far on the one side as on the other: from 0 to 2 units.
+    assert changed[NAMES + 2 : end - 2].any() and changed[end + 2 : 2 * (end - NAMES) + NAMES].any()
+
+
+def test_nothing_to_draw_is_a_picture_without_bars() -> None:
+    assert bars("none", "", []).shape[2] == 3
