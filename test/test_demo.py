@@ -11,7 +11,9 @@ pytest.importorskip("rclpy", reason="ROS 2 is not installed (source one, or inst
 pytest.importorskip("torch", reason="PyTorch is not installed")
 pytest.importorskip("embreex", reason="the simulator's ray caster is not installed (extra [sim])")
 
+from lidar_semseg_ros.cli import demo_command
 from lidar_semseg_ros.cli.main import main
+from lidar_semseg_ros.formats.bags import open_bag
 
 
 def test_the_demo_labels_a_drive_live_and_shows_its_result(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -30,3 +32,13 @@ def test_the_demo_labels_a_drive_live_and_shows_its_result(tmp_path: Path, capsy
     said = capsys.readouterr().out
     for part in ("lost on the way", "cloud seen → labels seen", "network", "mean (mIoU)", "report.html"):
         assert part in said
+
+
+def test_the_drive_alone_is_made_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(demo_command, "DEMO_DRIVE", {"lidar": "VLP-16", "cameras": 0, "frames": 2})
+    for _ in range(2):
+        main(["demo", "--only-simulate", "-o", str(tmp_path)])
+        monkeypatch.setattr(demo_command, "DEMO_DRIVE", {"lidar": "never used"})
+    assert [path.name for path in tmp_path.iterdir()] == ["drive.mcap"]
+    with open_bag(tmp_path / "drive.mcap") as bag:
+        assert bag.message_count("/lidar/points") == 2

@@ -26,7 +26,9 @@ DEMO_DRIVE = {"lidar": "OS1-64", "cameras": 1, "frames": 200, "seed": 2024}
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Declare the arguments."""
-    parser.add_argument("--bag", type=Path, help="a recording to use instead of a simulated drive")
+    source = parser.add_mutually_exclusive_group()
+    source.add_argument("--bag", type=Path, help="a recording to use instead of a simulated drive")
+    source.add_argument("--only-simulate", action="store_true", help="make the drive if it is not there, and no more")
     parser.add_argument("--topic", help="its cloud topic (default: the only one)")
     parser.add_argument("--rate", type=float, default=1.0, help="speed of playing (default: 1)")
     parser.add_argument("-o", "--output", type=Path, default=Path("demo"), help="folder for results (default: demo)")
@@ -39,6 +41,8 @@ def run(args: argparse.Namespace) -> None:
     folder = args.output
     folder.mkdir(parents=True, exist_ok=True)
     source = args.bag or _demo_drive(folder)
+    if args.only_simulate:
+        return
     with open_bag(source) as bag:
         if not cloud_topics(bag):
             raise UserError(why_no_clouds(bag))

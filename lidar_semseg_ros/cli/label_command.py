@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import os
 import sys
 from collections.abc import Callable, Sequence
 from concurrent.futures import ProcessPoolExecutor
@@ -42,7 +43,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--images", action="store_true", help="record the images too")
     parser.add_argument("--workers", type=int, default=1, help="recordings labelled at the same time (default: 1)")
     parser.add_argument(
-        "--ray", metavar="ADDRESS", help="label on the machines of a Ray cluster ('auto': the one that runs here)"
+        "--ray",
+        metavar="ADDRESS",
+        help="label on the machines of a Ray cluster ('auto': the one that runs here, 'local': one for this run only)",
     )
     add_settings(parser, TeacherConfig)
 
@@ -105,16 +108,45 @@ def _in_processes(jobs: Sequence[LabelJob], workers: int) -> list[LabelSummary]:
 
 
 def _on_ray(jobs: Sequence[LabelJob], address: str) -> list[LabelSummary]:
-    """Label one recording per task; all machines see the recordings under the same paths."""
-    import ray
+    """Label one recording per task; all machines see the recordings under the same paths.
 
-    ray.init(address=address, log_to_driver=False)
+    A task whose process dies is tried again by Ray, and goes on where it was cut off.
+    """
+    import ray
+    from ray.exceptions import RayError, RayTaskError
+
     try:
-        remote = ray.remote(label_bag)
-        found: list[LabelSummary] = ray.get([remote.remote(job) for job in jobs])
+        ray.init(address=address, log_to_driver=False)
+    except (ConnectionError, RuntimeError, ValueError) as error:
+        raise UserError(
+            f"no Ray cluster answers at '{address}' ({error}); start one with `ray start --head`, or leave out --ray"
+        ) from error
+    try:
+        gpus = int(ray.cluster_resources().get("GPU", 0) > 0 and any(_may_use_gpu(job) for job in jobs))
+        remote = ray.remote(num_gpus=gpus)(_label_in)
+        running = [remote.remote(Path.cwd(), job) for job in jobs]
+        bar = tqdm(running, unit="recording", disable=None, file=sys.stderr)
+        return [ray.get(one) for one in bar]
+    except RayTaskError as error:
+        if isinstance(error.cause, UserError):
+            raise error.cause from None
+        raise
+    except RayError as error:
+        raise UserError(f"Ray gave up ({error}); the same command goes on where it was cut off") from error
     finally:
         ray.shutdown()
-    return found
+
+
+def _may_use_gpu(job: LabelJob) -> bool:
+    # To a task that asks for no GPU, Ray shows none or, lately, all, which then share the first.
+    return job.masks is None and job.config.vision.device != "cpu"
+
+
+def _label_in(folder: Path, job: LabelJob) -> LabelSummary:
+    """Label where the command was given, so that relative paths mean the same; a task begins anywhere."""
+    if folder.is_dir():
+        os.chdir(folder)
+    return label_bag(job)
 
 
 def _print(summary: LabelSummary) -> None:

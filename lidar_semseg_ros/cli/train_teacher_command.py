@@ -12,7 +12,15 @@ from tqdm import tqdm
 
 from lidar_semseg_ros.cli.settings import add_settings, config_from
 from lidar_semseg_ros.core.errors import UserError
-from lidar_semseg_ros.distill.train_teacher import HEIGHT, WIDTH, TeacherTrainConfig, save_teacher, train_teacher
+from lidar_semseg_ros.distill.train_teacher import (
+    HEIGHT,
+    WIDTH,
+    TeacherTrainConfig,
+    initial_teacher,
+    save_teacher,
+    saved_teacher,
+    train_teacher,
+)
 from lidar_semseg_ros.formats.config_files import class_table
 from lidar_semseg_ros.sim.drive import random_images
 
@@ -23,6 +31,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Declare the arguments."""
     parser.add_argument("-o", "--output", type=Path, required=True, help="the folder to write the model into")
     parser.add_argument("--classes", default="indoor17", help="class table (default: indoor17)")
+    parser.add_argument("--start", type=Path, help="a folder of this command, whose weights are trained on")
     add_settings(parser, TeacherTrainConfig)
 
 
@@ -42,6 +51,7 @@ def run(args: argparse.Namespace) -> None:
                 tqdm.write(f"step {step + 1}: mean loss {np.mean(losses[-SAVE_EVERY:]):.3f}", file=sys.stderr)
 
         classes = class_table(args.classes).names
-        model = train_teacher(lambda rng: random_images(rng, WIDTH, HEIGHT), classes, config, on_step)
+        model = saved_teacher(args.start, classes) if args.start else initial_teacher(classes, config.seed)
+        model = train_teacher(model, lambda rng: random_images(rng, WIDTH, HEIGHT), config, on_step)
     save_teacher(model, args.output)
     print(f"{args.output}: {config.steps} steps of {config.batch} images")

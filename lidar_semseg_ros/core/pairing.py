@@ -16,6 +16,9 @@ Image = TypeVar("Image")
 
 KEPT_S = 2.0
 """How long images are kept; lidars and cameras of one robot do not deliver later than this."""
+MOST_IMAGES = 200
+MOST_CLOUDS = 50
+"""So many are kept at most: stamps that stand still would make none of them old."""
 JUMP_S = 1.0
 """A stamp that lies so far behind its forerunner is a jump in time, such as a bag that begins anew."""
 
@@ -62,7 +65,7 @@ class NearestPairing(Generic[Cloud, Image]):
 
     def __init__(self, cameras: Iterable[str], config: PairingConfig) -> None:
         self._config = config
-        self._images: dict[str, deque[tuple[int, Image]]] = {camera: deque() for camera in cameras}
+        self._images: dict[str, deque[tuple[int, Image]]] = {camera: deque(maxlen=MOST_IMAGES) for camera in cameras}
         self._clouds: deque[tuple[int, Cloud]] = deque()
         self._newest_ns: dict[str, int] = {}
 
@@ -100,7 +103,7 @@ class NearestPairing(Generic[Cloud, Image]):
 
     def _ready(self) -> list[Paired[Cloud, Image]]:
         ready = []
-        while self._clouds and self._is_ready(self._clouds[0][0]):
+        while self._clouds and (len(self._clouds) > MOST_CLOUDS or self._is_ready(self._clouds[0][0])):
             ready.append(self._paired(*self._clouds.popleft()))
         return ready
 

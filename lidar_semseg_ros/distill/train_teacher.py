@@ -6,15 +6,18 @@ import copy
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
+from torch.nn import functional as F
 from torch.optim.lr_scheduler import LambdaLR
 from torch.utils.data import DataLoader, IterableDataset, get_worker_info
 
+from lidar_semseg_ros.core.errors import UserError
 from lidar_semseg_ros.core.frame import UNLABELLED
 from lidar_semseg_ros.core.options import setting
+from lidar_semseg_ros.distill.losses import cross_entropy_and_lovasz
 from lidar_semseg_ros.distill.train import warmup_cosine
 
 WIDTH, HEIGHT = 320, 240
@@ -26,6 +29,11 @@ SHAPE = {
     "decoder_hidden_size": 128,
 }
 """A quarter of the smallest published SegFormer (Xie et al., NeurIPS 2021): 0.85 M weights."""
+
+PIXELS = 4096
+"""Of each image so many are learned from, in each step others: neighbours tell nearly the same."""
+KEPT = 64
+"""Images that are seen again, as half of each batch: to render them takes longer than to learn from them."""
 
 LabelledImages = Callable[[np.random.Generator], Iterator[tuple[np.ndarray, np.ndarray]]]
 """An endless source of images (H, W, 3) uint8 and classes (H, W) uint8, determined by its generator."""
@@ -43,20 +51,44 @@ class TeacherTrainConfig:
     seed: int = setting(0, "of weights, images and augmentation", minimum=0)
 
 
-class _Batches(IterableDataset[tuple[torch.Tensor, torch.Tensor]]):
+class _Batch(NamedTuple):
+    """Images (B, 3, H, W) float32, pixels of them (B, 1, P, 2) float32 as `grid_sample` counts, classes (B · P,)."""
+
+    images: torch.Tensor
+    places: torch.Tensor
+    classes: torch.Tensor
+
+
+class _Batches(IterableDataset[_Batch]):
     """Batches of augmented images, made in worker processes; each has its own stream of images."""
 
     def __init__(self, images: LabelledImages, config: TeacherTrainConfig) -> None:
         self._images, self._config = images, config
 
-    def __iter__(self) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
+    def __iter__(self) -> Iterator[_Batch]:
         worker = get_worker_info()
         rng = np.random.default_rng([self._config.seed, worker.id if worker else 0])
         images = self._images(rng)
+        kept: list[tuple[np.ndarray, np.ndarray]] = []
         while True:
-            samples = [augmented(*next(images), rng) for _ in range(self._config.batch)]
-            pixels, classes = (np.stack(arrays) for arrays in zip(*samples))
-            yield torch.from_numpy(normalised(pixels)), torch.from_numpy(classes.astype(np.int64))
+            chosen = [kept[number] for number in rng.permutation(len(kept))[: self._config.batch // 2]]
+            new = [next(images) for _ in range(self._config.batch - len(chosen))]
+            kept = [*kept, *new][-KEPT:]
+            pixels, classes = (np.stack(arrays) for arrays in zip(*(augmented(*one, rng) for one in [*new, *chosen])))
+            yield _batch(pixels, classes, rng)
+
+
+def _batch(pixels_BHWC: np.ndarray, classes_BHW: np.ndarray, rng: np.random.Generator) -> _Batch:
+    """Choose the pixels that are learned from."""
+    images, height, width = classes_BHW.shape
+    line, column = (rng.integers(side, size=(images, PIXELS)) for side in (height, width))
+    places = np.stack([(2 * column + 1) / width - 1, (2 * line + 1) / height - 1], axis=-1).astype(np.float32)
+    classes = classes_BHW[np.arange(images)[:, None], line, column].astype(np.int64)
+    return _Batch(
+        images=torch.from_numpy(normalised(pixels_BHWC)),
+        places=torch.from_numpy(places[:, None]),
+        classes=torch.from_numpy(classes.ravel()),
+    )
 
 
 def augmented(pixels: np.ndarray, classes: np.ndarray, rng: np.random.Generator) -> tuple[np.ndarray, np.ndarray]:
@@ -74,35 +106,51 @@ def normalised(pixels_BHWC: np.ndarray) -> np.ndarray:
     return np.ascontiguousarray(np.moveaxis(scaled, -1, 1))
 
 
+def initial_teacher(classes: Sequence[str], seed: int) -> Any:
+    """Make a SegFormer of random weights."""
+    from transformers import SegformerConfig, SegformerForSemanticSegmentation
+
+    torch.manual_seed(seed)
+    named = dict(enumerate(classes))
+    label2id = {name: number for number, name in named.items()}
+    shape = SegformerConfig(**SHAPE, id2label=named, label2id=label2id, semantic_loss_ignore_index=UNLABELLED)
+    return SegformerForSemanticSegmentation(shape)
+
+
+def saved_teacher(folder: Path, classes: Sequence[str]) -> Any:
+    """Read a teacher that `save_teacher` wrote, to train it on; UserError if it is none, or for other classes."""
+    from transformers import SegformerForSemanticSegmentation
+
+    try:
+        model = SegformerForSemanticSegmentation.from_pretrained(folder, local_files_only=True, dtype="float32")
+    except (OSError, ValueError) as error:
+        raise UserError(f"{folder} holds no SegFormer to go on with: {error}") from error
+    if list(model.config.id2label.values()) != list(classes):
+        raise UserError(f"{folder} is for other classes; go on with one for the same, or give its --classes")
+    return model
+
+
 def train_teacher(
+    model: Any,
     images: LabelledImages,
-    classes: Sequence[str],
     config: TeacherTrainConfig,
     on_step: Callable[[int, float, Any], None],
 ) -> Any:
-    """Train a SegFormer on an endless stream of labelled images; UNLABELLED pixels do not count.
+    """Train a SegFormer on an endless stream of labelled images by cross-entropy and Lovász; UNLABELLED does not count.
 
     on_step(step, loss, model) is called after every step.
     """
-    from transformers import SegformerConfig, SegformerForSemanticSegmentation
-
     torch.manual_seed(config.seed)
-    named = dict(enumerate(classes))
-    model: Any = SegformerForSemanticSegmentation(
-        SegformerConfig(
-            **SHAPE,
-            id2label=named,
-            label2id={name: number for number, name in named.items()},
-            semantic_loss_ignore_index=UNLABELLED,
-        )
-    )
     device = "cuda" if torch.cuda.is_available() else "cpu"
     model = model.to(device).train()
     optimiser = torch.optim.AdamW(model.parameters(), lr=config.learning_rate, weight_decay=0.01)
     schedule = LambdaLR(optimiser, lambda step: warmup_cosine(step, config.warmup, config.steps))
     loader = DataLoader(_Batches(images, config), batch_size=None, num_workers=config.workers)
-    for step, (pixels, labels) in zip(range(config.steps), loader):
-        loss = model(pixel_values=pixels.to(device), labels=labels.to(device)).loss
+    for step, batch in zip(range(config.steps), loader):
+        logits_BChw = model(pixel_values=batch.images.to(device)).logits
+        sampled_BC1P = F.grid_sample(logits_BChw, batch.places.to(device), align_corners=False, padding_mode="border")
+        logits = sampled_BC1P.movedim(1, -1).flatten(0, -2)
+        loss = cross_entropy_and_lovasz(logits, batch.classes.to(device))
         optimiser.zero_grad()
         loss.backward()
         torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)

@@ -86,13 +86,15 @@ class DiagnosticsPublisher:
         events: tuple[str, ...],
         facts: Callable[[], Mapping[str, str]],
         idle: Callable[[], str],
+        trouble: Callable[[], str] = lambda: "",
     ) -> None:
         """Start publishing.
 
         events: shown even while they are 0. facts: what else there is to say. idle: gives why nothing is done just
-        now, or ''.
+        now, or ''. trouble: gives what else a user should look after, or ''.
         """
-        self._node, self._tally, self._events, self._facts, self._idle = node, tally, events, facts, idle
+        self._node, self._tally, self._events, self._facts = node, tally, events, facts
+        self._idle, self._trouble = idle, trouble
         self._last: Counter[str] = Counter()
         self._failing = False
         self._publisher = node.create_publisher(DiagnosticArray, "/diagnostics", 10)
@@ -122,11 +124,14 @@ class DiagnosticsPublisher:
             return DiagnosticStatus.ERROR, f"labelling fails ({counts['failed']} clouds so far); see the log"
         if idle := self._idle():
             return DiagnosticStatus.OK, idle
+        trouble = self._trouble()
         if received == 0:
-            return DiagnosticStatus.WARN, "no clouds in the last second"
+            return DiagnosticStatus.WARN, "; ".join(filter(None, ["no clouds in the last second", trouble]))
         for cause in ("invalid", "no_transform", "stale"):
             if new[cause]:
                 return DiagnosticStatus.WARN, f"{new[cause]} of {received} clouds dropped: {cause}; see the log"
+        if trouble:
+            return DiagnosticStatus.WARN, trouble
         if new["missing"]:
             return DiagnosticStatus.WARN, (
                 f"about {new['missing']} clouds did not arrive in the last second; run `lidar-semseg doctor`"

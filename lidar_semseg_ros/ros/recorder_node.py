@@ -6,7 +6,7 @@ import sys
 import time
 from collections import deque
 from collections.abc import Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 
@@ -19,7 +19,9 @@ from std_srvs.srv import SetBool, Trigger
 
 from lidar_semseg_ros.core.errors import UserError
 from lidar_semseg_ros.core.options import setting
+from lidar_semseg_ros.core.pairing import JUMP_S
 from lidar_semseg_ros.formats.bags import CAMERA_INFO, COMPRESSED_IMAGE, IMAGE, ODOMETRY, POINT_CLOUD, BagWriter
+from lidar_semseg_ros.ros.drops import LOG_PERIOD_S
 from lidar_semseg_ros.ros.messages import installed_message
 from lidar_semseg_ros.ros.parameters import declared
 from lidar_semseg_ros.ros.process import run_node
@@ -29,6 +31,8 @@ DISCOVERY_PERIOD_S = 0.2
 FLUSH_PERIOD_S = 0.5
 SENSOR_TYPES = (POINT_CLOUD, IMAGE, COMPRESSED_IMAGE, CAMERA_INFO)
 """What `max_rate_hz` and `min_motion_m` thin out; everything else is small and recorded whole."""
+KEPT_LATCHED = 100
+"""So many messages of a latched topic are kept for the files that begin later."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -38,7 +42,11 @@ class RecorderConfig:
     file: str = setting("", "the .mcap file to write; it must not exist yet")
     topics: str = setting("", "topics to record, comma-separated; each is recorded from when it appears")
     paused: bool = setting(False, "wait for ~/pause with false, or for ~/snapshot")
-    max_size_gb: float = setting(0.0, "recording stops before the file grows larger; 0: never", minimum=0.0)
+    max_size_gb: float = setting(
+        0.0,
+        "recording stops before the file, with its parts before jumps of the clock, grows larger; 0: never",
+        minimum=0.0,
+    )
     max_rate_hz: float = setting(
         0.0, "at most so many clouds and images a second are recorded of each topic; 0: all", minimum=0.0
     )
@@ -81,7 +89,10 @@ class RecorderNode(Node):
             raise UserError("nothing to record; set the parameters 'file' and 'topics'")
         self._file = Path(config.file).expanduser()
         self._writer: BagWriter | None = BagWriter(self._file)
+        self._parts_size = 0
         self._paused = config.paused
+        self._written_ns = 0
+        self._before_clock: deque[tuple[_Topic, bytes]] = deque(maxlen=KEPT_LATCHED)
         self._latched: dict[str, deque[_Heard]] = {}
         self._recent: deque[_Heard] = deque()
         self._gate = _Gate(config.max_rate_hz, config.min_motion_m)
@@ -113,10 +124,43 @@ class RecorderNode(Node):
 
     def _hear(self, topic: _Topic, data: bytes) -> None:
         now_ns = self.get_clock().now().nanoseconds
-        heard = _Heard(topic=topic, log_time_ns=now_ns, arrived_s=time.monotonic(), data=data)
+        if now_ns == 0:
+            self._wait_for_clock(topic, data)
+            return
+        while self._before_clock:
+            self._take(*self._before_clock.popleft(), now_ns)
+        self._take(topic, data, now_ns)
+
+    def _wait_for_clock(self, topic: _Topic, data: bytes) -> None:
+        """Keep what is latched: logged at time 0, a message would make a recording of half a century."""
         if topic.is_latched:
-            self._latched.setdefault(topic.name, deque(maxlen=100)).append(heard)
+            self._before_clock.append((topic, data))
+        self.get_logger().warning(
+            "nothing is recorded, for use_sim_time is set and no /clock has come; publish one or set use_sim_time to "
+            "false",
+            throttle_duration_sec=LOG_PERIOD_S,
+        )
+
+    def _begin_anew(self, now_ns: int) -> None:
+        """Go on in another file after a jump back in time: in one, what was and what comes would be read mixed."""
+        assert self._writer is not None
+        complete, went_back_s = self._file, (self._written_ns - now_ns) / 1e9
+        said = f"the clock went back by {went_back_s:.1f} s, as when a bag begins anew; {complete} is complete"
+        self._parts_size += self._writer.size()
+        self._close()
+        try:
+            self._open_next_part(now_ns)
+        except (UserError, OSError) as error:
+            self.get_logger().error(f"{said}, and nothing more is recorded: {error}")
+            self._close()
+        else:
+            self.get_logger().warning(f"{said}, and the recording goes on in {self._file}")
+
+    def _take(self, topic: _Topic, data: bytes, now_ns: int) -> None:
+        heard = _Heard(topic=topic, log_time_ns=now_ns, arrived_s=time.monotonic(), data=data)
         if self._config.snapshot_s:
+            if self._recent and now_ns < self._recent[-1].log_time_ns - JUMP_S * 1e9:
+                self._recent.clear()
             self._recent.append(heard)
             while self._recent[0].arrived_s < heard.arrived_s - self._config.snapshot_s:
                 self._recent.popleft()
@@ -124,14 +168,21 @@ class RecorderNode(Node):
             self._gate.move_to(deserialize_message(data, Odometry))
         if self._writer is not None and (topic.is_latched or (not self._paused and self._gate.lets_through(heard))):
             self._write(heard)
+        if topic.is_latched:
+            self._latched.setdefault(topic.name, deque(maxlen=KEPT_LATCHED)).append(heard)
 
     def _write(self, heard: _Heard) -> None:
         assert self._writer is not None
+        if heard.log_time_ns < self._written_ns - JUMP_S * 1e9:
+            self._begin_anew(heard.log_time_ns)
+            if self._writer is None:
+                return
         limit = self._config.max_size_gb * 1e9
-        if limit and self._writer.size() + len(heard.data) > limit:
+        if limit and self._parts_size + self._writer.size() + len(heard.data) > limit:
             self.get_logger().error(f"{self._file} has reached max_size_gb; nothing more is recorded")
             self._close()
             return
+        self._written_ns = max(heard.log_time_ns, self._written_ns)
         try:
             _put([heard], self._writer)
         except OSError as error:
@@ -165,16 +216,25 @@ class RecorderNode(Node):
         if self._writer is not None:
             response.success, response.message = False, f"recording to {self._file} already"
             return response
-        self._file = _next_to(Path(self._config.file).expanduser(), "part")
+        self._parts_size = 0
         try:
-            self._writer = BagWriter(self._file)
-            _put([heard for kept in self._latched.values() for heard in kept], self._writer)
+            self._open_next_part(self.get_clock().now().nanoseconds)
         except (UserError, OSError) as error:
             self._close()
             response.success, response.message = False, str(error)
             return response
         response.success, response.message = True, f"recording to {self._file}"
         return response
+
+    def _open_next_part(self, begin_ns: int) -> None:
+        self._file = _next_to(Path(self._config.file).expanduser(), "part")
+        self._writer = BagWriter(self._file)
+        self._written_ns = begin_ns
+        _put(self._latched_at(begin_ns), self._writer)
+
+    def _latched_at(self, begin_ns: int) -> list[_Heard]:
+        """Give what is latched as messages of a file that begins now: it was heard at any time before."""
+        return [replace(heard, log_time_ns=begin_ns) for kept in self._latched.values() for heard in kept]
 
     def _stop(self, _: Trigger.Request, response: Trigger.Response) -> Trigger.Response:
         response.success = self._writer is not None
@@ -192,11 +252,11 @@ class RecorderNode(Node):
             response.success, response.message = False, "nothing is kept in memory; set the parameter snapshot_s"
             return response
         path = _next_to(Path(self._config.file).expanduser(), "snapshot")
-        # Latched ones come from before.
-        kept = [heard for latched in self._latched.values() for heard in latched]
+        recent = [heard for heard in self._recent if not heard.topic.is_latched]
+        begin_ns = recent[0].log_time_ns if recent else self.get_clock().now().nanoseconds
         try:
             with BagWriter(path) as writer:
-                _put([*kept, *(heard for heard in self._recent if not heard.topic.is_latched)], writer)
+                _put([*self._latched_at(begin_ns), *recent], writer)
         except (UserError, OSError) as error:
             response.success, response.message = False, str(error)
             return response

@@ -13,6 +13,7 @@ from sensor_msgs.msg import CompressedImage, Image, PointCloud2
 from lidar_semseg_ros.core.errors import UserError
 from lidar_semseg_ros.core.options import setting
 from lidar_semseg_ros.core.pairing import NearestPairing, Paired, PairingConfig
+from lidar_semseg_ros.ros.camera_watch import CameraWatch
 from lidar_semseg_ros.ros.endpoints import NewestSubscription
 
 Pair = Paired[PointCloud2, Any]
@@ -57,9 +58,10 @@ class Nearest:
         kind: type,
         config: SyncConfig,
         clocks: Clocks,
+        watch: CameraWatch,
         deliver: Callable[[Pair], None],
     ) -> None:
-        self._node, self._clocks, self._deliver = node, clocks, deliver
+        self._node, self._clocks, self._watch, self._deliver = node, clocks, watch, deliver
         self._pairing: NearestPairing[PointCloud2, Any] = NearestPairing(cameras, config)
         self._clouds = NewestSubscription(node, PointCloud2, "~/input/pointcloud", self._cloud)
         self._images = [
@@ -73,10 +75,12 @@ class Nearest:
         ]
 
     def _cloud(self, message: PointCloud2) -> None:
+        self._watch.cloud()
         for pair in self._pairing.add_cloud(self._clocks.of_cloud(message), message):
             self._deliver(pair)
 
     def _image(self, name: str, message: Any) -> None:
+        self._watch.image(name)
         for pair in self._pairing.add_image(name, self._clocks.of_image(name, message), message):
             self._deliver(pair)
 
@@ -97,6 +101,7 @@ class MessageFilters:
         kind: type,
         config: SyncConfig,
         clocks: Clocks,
+        watch: CameraWatch,
         deliver: Callable[[Pair], None],
     ) -> None:
         """UserError where message_filters is not installed."""
@@ -112,6 +117,10 @@ class MessageFilters:
         self._filters = [
             message_filters.Subscriber(node, of, topic, qos_profile=qos_profile_sensor_data) for of, topic in topics
         ]
+        # The synchronizer itself is silent as soon as one camera is.
+        self._filters[0].registerCallback(lambda _: watch.cloud())
+        for name, images in zip(cameras, self._filters[1:]):
+            images.registerCallback(lambda _, name=name: watch.image(name))
         if config.policy == "exact":
             self._synchronizer = message_filters.TimeSynchronizer(self._filters, QUEUE)
         else:
@@ -134,8 +143,9 @@ def synchronizer(
     compressed: bool,
     config: SyncConfig,
     clocks: Clocks,
+    watch: CameraWatch,
     deliver: Callable[[Pair], None],
 ) -> Synchronizer:
-    """Hear clouds and images, raw or compressed, and deliver what belongs together."""
+    """Hear clouds and images, raw or compressed, tell the watch of them, and deliver what belongs together."""
     chosen = Nearest if config.policy == "nearest" else MessageFilters
-    return chosen(node, cameras, CompressedImage if compressed else Image, config, clocks, deliver)
+    return chosen(node, cameras, CompressedImage if compressed else Image, config, clocks, watch, deliver)

@@ -6,7 +6,7 @@ import json
 import sys
 import threading
 import time
-from collections import Counter
+from collections import Counter, deque
 from dataclasses import dataclass, replace
 from functools import cached_property
 
@@ -23,8 +23,9 @@ from lidar_semseg_ros.core.options import setting, to_mapping
 from lidar_semseg_ros.formats.config_files import class_map, class_table, package_share
 from lidar_semseg_ros.formats.dataset import settings_text
 from lidar_semseg_ros.formats.pointcloud2 import cloud_content, pseudo_labelled_cloud, read_cloud
-from lidar_semseg_ros.ros.diagnostics import DiagnosticsPublisher, Tally
-from lidar_semseg_ros.ros.drops import Drops
+from lidar_semseg_ros.ros.camera_watch import CameraWatch
+from lidar_semseg_ros.ros.diagnostics import WINDOW, DiagnosticsPublisher, Tally
+from lidar_semseg_ros.ros.drops import LOG_PERIOD_S, Drops
 from lidar_semseg_ros.ros.endpoints import outlet
 from lidar_semseg_ros.ros.live_rig import ExtrinsicsConfig, LiveRig, Motion
 from lidar_semseg_ros.ros.messages import cloud_message, image_message, time_message
@@ -89,9 +90,13 @@ class TeacherNode(Node):
         self._make_outputs()
         self._tally = Tally()
         self._drops = Drops(self, self._tally)
-        self._seen = _CameraStatistics()
+        self._seen = _CameraStatistics(self._cameras)
+        topics = {name: self.resolve_topic_name(f"~/input/{name}/image") for name in self._cameras}
+        self._watch = CameraWatch(topics, lambda said: self.get_logger().warning(said))
         events = ("received", "labelled", *DROP_CAUSES)
-        self._diagnostics = DiagnosticsPublisher(self, self._tally, events, self._facts, self._idle)
+        self._diagnostics = DiagnosticsPublisher(
+            self, self._tally, events, self._facts, self._idle, trouble=lambda: self._watch.silences()
+        )
         self._worker: Worker[Pair] = Worker(self._drops.guarded(self._label))
         self._input: Synchronizer | None = None
         self._sweep_s, self._last_ns, self._recorded_cameras = 0.0, 0, 0
@@ -122,9 +127,10 @@ class TeacherNode(Node):
         outlets = [self._clouds, *self._label_images.values(), *self._overlays.values()]
         wanted = any(publisher.get_subscription_count() for publisher in outlets)
         if wanted and self._input is None:
+            self._watch.begin()
             clocks = Clocks(of_cloud=self._heard, of_image=self._rig.time_ns)
             self._input = synchronizer(
-                self, self._cameras, self._config.compressed, self._config.sync, clocks, self._receive
+                self, self._cameras, self._config.compressed, self._config.sync, clocks, self._watch, self._receive
             )
         elif not wanted and self._input is not None:
             self._input.destroy()
@@ -151,6 +157,12 @@ class TeacherNode(Node):
         start = time.perf_counter()
         content = cloud_content(pair.cloud)
         if content.stamp_ns < self._last_ns:
+            went_back_s = (self._last_ns - content.stamp_ns) / 1e9
+            self.get_logger().warning(
+                f"the clouds' stamps went back by {went_back_s:.1f} s, as when a bag begins anew; past sweeps are "
+                "forgotten",
+                throttle_duration_sec=LOG_PERIOD_S,
+            )
             self._labeller.clear()
             self._motion.clear()
         self._last_ns = content.stamp_ns
@@ -204,28 +216,29 @@ class TeacherNode(Node):
 
 
 class _CameraStatistics:
-    """How often each camera has an image for a cloud, how far off in time, and how many points get labels."""
+    """How often each camera had an image for the last clouds, how far off in time, and how many points get labels."""
 
-    def __init__(self) -> None:
+    def __init__(self, cameras: tuple[str, ...]) -> None:
+        self._cameras = cameras
         self._lock = threading.Lock()
-        self._clouds = 0
-        self._hits: Counter[str] = Counter()
+        self._hits: deque[frozenset[str]] = deque(maxlen=WINDOW)
         self._skew_ms: dict[str, float] = {}
         self.share = float("nan")
 
     def note(self, pair: Pair) -> None:
         with self._lock:
-            self._clouds += 1
+            self._hits.append(frozenset(pair.images))
             for name, (time_ns, _) in pair.images.items():
-                self._hits[name] += 1
                 self._skew_ms[name] = (time_ns - pair.time_ns) / 1e6
 
     def facts(self) -> dict[str, str]:
         with self._lock:
             found = {"coverage": f"{self.share:.3f}"}
-            for name, hits in self._hits.items():
-                found[f"{name} hit rate"] = f"{hits / self._clouds:.3f}"
-                found[f"{name} skew"] = f"{self._skew_ms[name]:+.1f} ms"
+            rates = Counter(name for hits in self._hits for name in hits)
+            for name in self._cameras if self._hits else ():
+                found[f"{name} hit rate"] = f"{rates[name] / len(self._hits):.3f}"
+            for name, skew_ms in self._skew_ms.items():
+                found[f"{name} skew"] = f"{skew_ms:+.1f} ms"
         return found
 
 

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import os
+import signal
 import subprocess
 import sys
 import time
@@ -10,6 +12,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from foreign_reader import decoded_by_others
 
 transformers = pytest.importorskip("transformers", reason="teachers need transformers, the extra 'teacher'")
 pytest.importorskip("embreex", reason="the simulator needs embreex, the extra [sim]")
@@ -18,7 +21,7 @@ from lidar_semseg_ros.cli.inspect_command import inspection, reachable
 from lidar_semseg_ros.cli.main import main
 from lidar_semseg_ros.core.frame import UNLABELLED
 from lidar_semseg_ros.core.metrics import overall_accuracy
-from lidar_semseg_ros.distill.train_teacher import TeacherTrainConfig, save_teacher, train_teacher
+from lidar_semseg_ros.distill.train_teacher import TeacherTrainConfig, initial_teacher, save_teacher, train_teacher
 from lidar_semseg_ros.formats.bags import open_bag
 from lidar_semseg_ros.formats.config_files import class_table
 from lidar_semseg_ros.formats.dataset import (
@@ -50,7 +53,8 @@ def teacher(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("teacher")
     config = TeacherTrainConfig(steps=2, batch=1, workers=0)
     names = class_table("indoor17").names
-    save_teacher(train_teacher(lambda rng: random_images(rng, 64, 48), names, config, lambda *_: None), folder)
+    model = train_teacher(initial_teacher(names, 0), lambda rng: random_images(rng, 64, 48), config, lambda *_: None)
+    save_teacher(model, folder)
     return folder
 
 
@@ -109,6 +113,21 @@ def test_images_are_recorded_where_they_are_asked_for(bag: Path, teacher: Path, 
     ]
 
 
+def test_readers_of_others_decode_all_that_is_recorded(bag: Path, teacher: Path, tmp_path: Path) -> None:
+    path = tmp_path / "a.mcap"
+    main(arguments(bag, teacher, path, "--images"))
+    found = decoded_by_others(path)
+    with open_bag(path) as ours:
+        assert set(found) == set(ours.topics)
+        clouds = [cloud_content(one.message()) for one in ours.messages([PSEUDO_LABEL_TOPIC])]
+    assert [bytes(one.data) for one in found[PSEUDO_LABEL_TOPIC]] == [cloud.data.tobytes() for cloud in clouds]
+    assert len(found["/camera_0/image_raw/compressed"]) == len(found["/camera_0/camera_info"]) == FRAMES
+    assert bytes(found["/camera_0/image_raw/compressed"][0].data).startswith(b"\xff\xd8")
+    assert found["/camera_0/camera_info"][0].width == 640
+    assert {frame.child_frame_id for frame in found["/tf_static"][0].transforms} == {"lidar", "camera_0", "camera_1"}
+    assert json.loads(found["/teacher/output/settings"][0].data)["never_labelled"] == []
+
+
 def test_a_run_that_was_killed_is_finished_by_the_next_with_the_same_result(
     bag: Path, teacher: Path, labelled: Path, tmp_path: Path
 ) -> None:
@@ -127,6 +146,61 @@ def test_a_run_that_was_killed_is_finished_by_the_next_with_the_same_result(
     assert sorted(path.name for path in tmp_path.iterdir()) == ["a.mcap"]
 
 
+def test_on_ray_recordings_become_the_same_bytes_wherever_a_task_begins_and_faults_are_told_in_one_line(
+    bag: Path,
+    masks: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    pytest.importorskip("ray", reason="Ray is missing, the extra 'ray'")
+    monkeypatch.setenv("RAY_USAGE_STATS_ENABLED", "0")
+    monkeypatch.chdir(tmp_path)
+    for name in ("one.mcap", "two.mcap"):
+        Path(name).write_bytes(bag.read_bytes())
+    chosen = ["label", "one.mcap", "two.mcap", "--masks", os.path.relpath(masks), "--class-map", ""]
+    main([*chosen, "-o", "plain"])
+    main([*chosen, "-o", "on_ray", "--ray", "local"])
+    for name in ("one.mcap", "two.mcap"):
+        assert (tmp_path / "on_ray" / name).read_bytes() == (tmp_path / "plain" / name).read_bytes()
+    capsys.readouterr()
+    with pytest.raises(SystemExit) as ended:
+        main([*chosen, "-o", "none", "--ray", "local", "--topic", "/none"])
+    assert ended.value.code == 2 and "error: one.mcap has no cloud topic /none; it has" in capsys.readouterr().err
+    assert not list((tmp_path / "none").iterdir())
+
+
+def test_what_a_process_of_ray_was_killed_at_is_finished_by_the_next(bag: Path, teacher: Path, tmp_path: Path) -> None:
+    pytest.importorskip("ray", reason="Ray is missing, the extra 'ray'")
+    # Ray gives each task one thread; with more, sums come in another order.
+    environment = os.environ | {"RAY_USAGE_STATS_ENABLED": "0", "OMP_NUM_THREADS": "1"}
+    labelling = [sys.executable, "-m", "lidar_semseg_ros.cli.main"]
+    plain, output, part = (tmp_path / f"{name}.mcap" for name in ("plain", "a", "a.part"))
+    subprocess.run([*labelling, *arguments(bag, teacher, plain)], cwd=ROOT, env=environment, check=True)
+    command = [*labelling, *arguments(bag, teacher, output, "--ray", "local")]
+    with subprocess.Popen(command, cwd=ROOT, env=environment, stdout=subprocess.DEVNULL) as process:
+        deadline = time.monotonic() + 120
+        while not (part.exists() and part.stat().st_size > 2_000_000) and time.monotonic() < deadline:
+            time.sleep(0.01)
+        os.kill(_task_of(process.pid), signal.SIGKILL)
+    assert process.returncode == 0 and content(output) == content(plain)
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["a.mcap", "plain.mcap"]
+
+
+def _task_of(pid: int) -> int:
+    """Find the process of Ray, below this one, that labels."""
+    listed = subprocess.run(["ps", "-eo", "pid,ppid,args"], capture_output=True, text=True, check=True).stdout
+    rows = [line.split(None, 2) for line in listed.splitlines()[1:]]
+    parents = {int(child): int(parent) for child, parent, _ in rows}
+    for child, _, title in rows:
+        above = int(child)
+        while above not in (0, pid):
+            above = parents.get(above, 0)
+        if above == pid and title.startswith("ray::") and "_label_in" in title:
+            return int(child)
+    raise AssertionError("no process of Ray labels")
+
+
 def test_several_recordings_go_into_a_folder_in_parallel(
     bag: Path, teacher: Path, labelled: Path, tmp_path: Path
 ) -> None:
@@ -138,18 +212,25 @@ def test_several_recordings_go_into_a_folder_in_parallel(
     assert (tmp_path / "out" / "second.mcap").is_file()
 
 
-def test_masks_made_elsewhere_are_lifted_and_exact_ones_make_exact_labels(
-    bag: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
+@pytest.fixture(scope="module")
+def masks(bag: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """What the cameras see, exactly, as files."""
+    folder = tmp_path_factory.mktemp("made") / "masks"
     with open_bag(bag) as source:
         for name in ("camera_0", "camera_1"):
-            (tmp_path / "masks" / name).mkdir(parents=True)
+            (folder / name).mkdir(parents=True)
             for recorded in source.messages([f"/ground_truth/{name}"]):
                 image = recorded.message()
                 stamp_ns = image.header.stamp.sec * 10**9 + image.header.stamp.nanosec
                 pixels = np.frombuffer(bytes(image.data), np.uint8).reshape(image.height, image.width)
-                save_png(tmp_path / "masks" / name / f"{stamp_ns}.png", pixels)
-    main(["label", str(bag), "-o", str(tmp_path / "a.mcap"), "--masks", str(tmp_path / "masks"), "--class-map", ""])
+                save_png(folder / name / f"{stamp_ns}.png", pixels)
+    return folder
+
+
+def test_masks_made_elsewhere_are_lifted_and_exact_ones_make_exact_labels(
+    bag: Path, masks: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    main(["label", str(bag), "-o", str(tmp_path / "a.mcap"), "--masks", str(masks), "--class-map", ""])
     found = inspection(tmp_path / "a.mcap")
     # Points at edges may take their neighbour's class; without motion undone it would be 90 %.
     assert overall_accuracy(reachable(found)) > 0.97 and found.coverage > 0.2

@@ -105,3 +105,12 @@ def test_a_little_disorder_is_no_jump() -> None:
     pairs.add_image("left", 10 * S, "a")
     pairs.add_image("left", 10 * S - ms(5), "b")
     assert said(pairs.add_cloud(10 * S - ms(6), "cloud")) == [("cloud", {"left": "b"})]
+
+
+def test_stamps_that_stand_still_pile_nothing_up() -> None:
+    pairs = pairing("left", "right")
+    for _ in range(1000):
+        pairs.add_image("left", 0, "same")
+    given = [pair for number in range(1000) for pair in pairs.add_cloud(0, str(number))]
+    assert [pair.cloud for pair in given] == [str(number) for number in range(950)]
+    assert len(pairs._images["left"]) == 200 and len(pairs.flush()) == 50

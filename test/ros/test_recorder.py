@@ -4,20 +4,23 @@ from __future__ import annotations
 
 import os
 import resource
+import shutil
 import signal
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import pytest
 
 pytest.importorskip("rclpy", reason="ROS 2 is not installed (source one, or install the extra [ros])")
 import rclpy
+from foreign_reader import decoded_by_others, found_by_others_until_the_damage
 from nav_msgs.msg import Odometry
 from rclpy.qos import DurabilityPolicy, QoSProfile
 from robot import call, good_cloud, spin_until
+from rosgraph_msgs.msg import Clock
 from sensor_msgs.msg import PointCloud2
 from std_msgs.msg import String
 from std_srvs.srv import SetBool, Trigger
@@ -25,8 +28,10 @@ from std_srvs.srv import SetBool, Trigger
 from lidar_semseg_ros.cli.live import live_environment
 from lidar_semseg_ros.formats.bags import open_bag
 from lidar_semseg_ros.formats.pointcloud2 import cloud_content
+from lidar_semseg_ros.ros.messages import time_message
 from lidar_semseg_ros.ros.recorder_node import RecorderNode
 
+S = 10**9
 CLOUDS, POSES, LATCHED = "/recorded/points", "/recorded/odom", "/recorded/class_map"
 
 
@@ -45,9 +50,10 @@ class Source:
         self.class_map.publish(String(data="{}"))
         self.clouds = self.node.create_publisher(PointCloud2, CLOUDS, 10)
         self.poses = self.node.create_publisher(Odometry, POSES, 10)
+        self.clock = self.node.create_publisher(Clock, "/clock", 1)
         self.sent = 0
         spin_until(self, lambda: all(p.get_subscription_count() for p in (self.clouds, self.poses)))
-        spin_until(self, lambda: LATCHED in self.recorder._latched)
+        spin_until(self, lambda: LATCHED in self.recorder._latched or bool(self.recorder._before_clock))
 
     def __getattr__(self, name: str) -> object:
         return getattr(self.node, name)
@@ -70,6 +76,11 @@ class Source:
         pose.pose.pose.position.x = x_m
         self.poses.publish(pose)
         spin_until(self, lambda: self.recorder._gate._here is not None and self.recorder._gate._here[0] == x_m)
+
+    def tick(self, time_ns: int) -> None:
+        spin_until(self, lambda: self.clock.get_subscription_count() > 0)
+        self.clock.publish(Clock(clock=time_message(time_ns)))
+        spin_until(self, lambda: self.recorder.get_clock().now().nanoseconds == time_ns)
 
     def ask(self, service: str, value: bool | None = None) -> object:
         kind = Trigger if value is None else SetBool
@@ -160,14 +171,85 @@ def test_the_recording_stops_at_its_size(tmp_path: Path, ended: list[Source]) ->
     assert recorded(tmp_path / "a.mcap") and (tmp_path / "a.mcap").stat().st_size < 60_000
 
 
-def recorder_process(path: Path, largest_file: int | None = None) -> subprocess.Popen[str]:
+def test_a_clock_that_goes_back_begins_another_file_and_both_are_whole(
+    tmp_path: Path, ended: list[Source], capfd: pytest.CaptureFixture[str]
+) -> None:
+    path = tmp_path / "a.mcap"
+    source = Source(f"file:={path}", "use_sim_time:=true", "snapshot_s:=60.0")
+    ended.append(source)
+    for second in (10, 11, 12, 5, 6):
+        source.tick(second * S)
+        source.publish(1)
+    assert source.ask("snapshot").success and source.ask("stop").success
+    assert "the clock went back by 7.0 s" in (said := capfd.readouterr().err)
+    assert f"{path} is complete, and the recording goes on in {tmp_path / 'a_part_2.mcap'}" in said
+    assert recorded(path) == [1, 2, 3] and recorded(tmp_path / "a_part_2.mcap") == [4, 5]
+    assert recorded(tmp_path / "a_snapshot_1.mcap") == [4, 5]
+    for name, span in (("a", (10, 12)), ("a_part_2", (5, 6)), ("a_snapshot_1", (5, 6))):
+        with open_bag(tmp_path / f"{name}.mcap") as bag:
+            assert (bag.start_ns, bag.end_ns) == (span[0] * S, span[1] * S), name
+
+
+def test_a_clock_that_trembles_or_jumps_ahead_goes_into_one_file(tmp_path: Path, ended: list[Source]) -> None:
+    source = Source(f"file:={tmp_path / 'a.mcap'}", "use_sim_time:=true")
+    ended.append(source)
+    for time_ns in (10 * S, 10 * S - S // 2, 1000 * S):
+        source.tick(time_ns)
+        source.publish(1)
+    source.ask("stop")
+    assert recorded(tmp_path / "a.mcap") == [2, 1, 3]
+    assert [path.name for path in tmp_path.iterdir()] == ["a.mcap"]
+
+
+def test_before_the_first_clock_nothing_is_recorded_but_what_is_latched_is_not_lost(
+    tmp_path: Path, ended: list[Source], capfd: pytest.CaptureFixture[str]
+) -> None:
+    source = Source(f"file:={tmp_path / 'a.mcap'}", "use_sim_time:=true")
+    ended.append(source)
+    assert "no /clock has come" in capfd.readouterr().err
+    source.tick(10 * S)
+    source.publish(1)
+    source.ask("stop")
+    assert recorded(tmp_path / "a.mcap") == [1]
+    with open_bag(tmp_path / "a.mcap") as bag:
+        assert bag.start_ns == bag.end_ns == 10 * S
+
+
+def test_all_files_of_a_clock_that_goes_back_stop_at_the_size_together(tmp_path: Path, ended: list[Source]) -> None:
+    source = Source(f"file:={tmp_path / 'a.mcap'}", "use_sim_time:=true", "max_size_gb:=0.00003")
+    ended.append(source)
+    while source.recorder._writer is not None and source.sent < 200:
+        source.tick((2 if source.sent % 2 == 0 else 4) * S)
+        source.publish(1)
+    assert source.sent < 200
+    files = sorted(tmp_path.iterdir())
+    assert len(files) > 2 and sum(path.stat().st_size for path in files) < 100_000
+    assert sorted(stamp for path in files for stamp in recorded(path))[:3] == [1, 2, 3]
+
+
+def recorder_process(
+    path: Path, said: Path, largest_file: int | None = None, inside: Sequence[str] = ()
+) -> subprocess.Popen[str]:
+    """The node as a process that logs to a file; inside: a command that runs it in surroundings of its own."""
+
     def limit() -> None:
         if largest_file is not None:
             resource.setrlimit(resource.RLIMIT_FSIZE, (largest_file, largest_file))
 
-    command = [sys.executable, "-m", "lidar_semseg_ros.ros.recorder_node", "--ros-args"]
+    command = [*inside, sys.executable, "-m", "lidar_semseg_ros.ros.recorder_node", "--ros-args"]
     command += ["-p", f"file:={path}", "-p", f"topics:={CLOUDS},{LATCHED}"]
-    return subprocess.Popen(command, env=live_environment(), stderr=subprocess.PIPE, text=True, preexec_fn=limit)
+    with said.open("w") as log:
+        return subprocess.Popen(command, env=live_environment(), stderr=log, text=True, preexec_fn=limit)
+
+
+def on_a_disk(folder: Path, options: str) -> list[str]:
+    """Put what follows into a mount namespace in which a folder is a small disk of its own, which vanishes with it."""
+    as_root = [] if os.geteuid() == 0 else ["--user", "--map-root-user"]
+    script = f'mount -t tmpfs -o {options} none "$0" && exec "$@"'
+    inside = ["unshare", *as_root, "--mount", "sh", "-c", script, str(folder)]
+    if shutil.which("unshare") is None or subprocess.run([*inside, "true"], capture_output=True).returncode:
+        pytest.skip("no file system may be mounted here, not even in a namespace")
+    return inside
 
 
 @pytest.fixture
@@ -199,36 +281,89 @@ def stream(node: object, seconds: float) -> list[tuple[int, float]]:
 
 def test_a_recorder_that_is_killed_loses_less_than_a_second(tmp_path: Path, node: object) -> None:
     path = tmp_path / "killed.mcap"
-    with recorder_process(path) as process:
+    with recorder_process(path, tmp_path / "said.txt") as process:
         spin_until(node, lambda: node.clouds.get_subscription_count() > 0)
         sent = stream(node, 2.5)
         process.send_signal(signal.SIGKILL)
         killed_s = time.monotonic()
     stamps = recorded(path)
     assert stamps == list(range(stamps[0], stamps[0] + len(stamps))), "a gap"
+    assert [topic for topic, _ in found_by_others_until_the_damage(path)].count(CLOUDS) == len(stamps)
     old = [stamp_ns for stamp_ns, sent_s in sent if sent_s < killed_s - 1.0]
     assert stamps[0] <= 3 and stamps[-1] >= old[-1]
 
 
-def test_a_full_disk_ends_the_recording_with_a_message_and_keeps_what_was_written(tmp_path: Path, node: object) -> None:
-    path = tmp_path / "full.mcap"
-    process = recorder_process(path, largest_file=200_000)
-    spin_until(node, lambda: node.clouds.get_subscription_count() > 0)
-    stream(node, 3.0)
-    assert process.poll() is None, "the recorder must live on, to be started again"
-    process.send_signal(signal.SIGINT)
-    _, said = process.communicate(timeout=20)
-    assert process.returncode == 0
-    assert "cannot be written any more" in said and "File too large" in said
-    assert len(recorded(path)) > 5
+def stream_until(node: object, done: object, first_ns: int = 1) -> None:
+    """Publish 20 clouds a second, stamped from the first on, until a condition holds."""
+    deadline = time.monotonic() + 60
+    while not done():
+        assert time.monotonic() < deadline, "the awaited never came"
+        node.clouds.publish(good_cloud(first_ns, points=500))
+        first_ns += 1
+        rclpy.spin_once(node, timeout_sec=0.05)
+
+
+def test_a_file_that_may_grow_no_more_ends_the_recording_with_a_message_and_keeps_what_was_written(
+    tmp_path: Path, node: object
+) -> None:
+    path, said = tmp_path / "full.mcap", tmp_path / "said.txt"
+    with recorder_process(path, said, largest_file=200_000) as process:
+        spin_until(node, lambda: node.clouds.get_subscription_count() > 0)
+        stream_until(node, lambda: "cannot be written any more" in said.read_text())
+        assert process.poll() is None, "the recorder must live on, to be started again"
+        process.send_signal(signal.SIGINT)
+    assert process.returncode == 0 and "File too large" in said.read_text()
+    stamps = recorded(path)
+    assert len(stamps) > 5 and stamps == list(range(stamps[0], stamps[0] + len(stamps)))
+
+
+def test_a_full_disk_ends_the_recording_with_a_message_and_with_room_it_goes_on(tmp_path: Path, node: object) -> None:
+    disk, said = tmp_path / "disk", tmp_path / "said.txt"
+    disk.mkdir()
+    path = disk / "full.mcap"
+    with recorder_process(path, said, inside=on_a_disk(disk, "size=320k")) as process:
+        spin_until(node, lambda: node.clouds.get_subscription_count() > 0)
+        there = Path(f"/proc/{process.pid}/root{disk}")
+        ballast = there / "ballast"
+        ballast.write_bytes(bytes(120_000))
+        stream_until(node, lambda: (there / path.name).stat().st_size > 60_000)
+        before = (there / path.name).read_bytes()
+        stream_until(node, lambda: "cannot be written any more" in said.read_text(), first_ns=1001)
+        shutil.copy(there / path.name, tmp_path)
+        ballast.unlink()
+        assert call(node, Trigger, "/recorder/start", Trigger.Request()).success
+        stream_until(node, lambda: (there / "full_part_2.mcap").stat().st_size > 50_000, first_ns=2001)
+        assert call(node, Trigger, "/recorder/stop", Trigger.Request()).success
+        shutil.copy(there / "full_part_2.mcap", tmp_path)
+        process.send_signal(signal.SIGINT)
+    assert process.returncode == 0 and "No space left on device" in said.read_text()
+    assert "Traceback" not in said.read_text()
+    full = (tmp_path / path.name).read_bytes()
+    assert full.startswith(before) and len(full) > 120_000
+    (tmp_path / "before.mcap").write_bytes(before)
+    earlier, stamps = recorded(tmp_path / "before.mcap"), recorded(tmp_path / path.name)
+    assert len(earlier) > 3 and stamps[: len(earlier)] == earlier and 1001 in stamps
+    assert stamps == sorted(stamps) and stamps[-1] - 1001 == len(stamps) - stamps.index(1001) - 1, "a gap"
+    assert recorded(tmp_path / "full_part_2.mcap")[0] > 2000
+
+
+def test_a_disk_that_may_only_be_read_is_an_error_in_one_line(tmp_path: Path) -> None:
+    disk, said = tmp_path / "disk", tmp_path / "said.txt"
+    disk.mkdir()
+    with recorder_process(disk / "a.mcap", said, inside=on_a_disk(disk, "ro")) as process:
+        process.wait(30)
+    assert process.returncode == 2
+    assert said.read_text().startswith("error: cannot write ") and "Read-only file system" in said.read_text()
+    assert said.read_text().count("\n") == 1
 
 
 @pytest.mark.skipif(os.geteuid() == 0, reason="root may write everywhere")
 def test_a_folder_that_may_not_be_written_to_is_an_error_in_one_line(tmp_path: Path) -> None:
-    tmp_path.chmod(0o500)
-    with recorder_process(tmp_path / "a.mcap") as process:
-        _, said = process.communicate(timeout=30)
-    assert process.returncode == 2 and said.startswith("error: cannot write ")
+    folder, said = tmp_path / "locked", tmp_path / "said.txt"
+    folder.mkdir(mode=0o500)
+    with recorder_process(folder / "a.mcap", said) as process:
+        process.wait(30)
+    assert process.returncode == 2 and said.read_text().startswith("error: cannot write ")
 
 
 def test_no_more_clouds_a_second_are_recorded_than_set(tmp_path: Path, ended: list[Source]) -> None:
@@ -237,3 +372,20 @@ def test_no_more_clouds_a_second_are_recorded_than_set(tmp_path: Path, ended: li
     source.publish(4)
     source.ask("stop")
     assert recorded(tmp_path / "a.mcap") == [1]
+
+
+def test_readers_of_others_decode_all_that_the_recorder_wrote(tmp_path: Path, ended: list[Source]) -> None:
+    source = Source(f"file:={tmp_path / 'a.mcap'}")
+    ended.append(source)
+    pose = Odometry()
+    pose.pose.pose.position.x = 1.5
+    source.poses.publish(pose)
+    spin_until(source, lambda: POSES in [topic for topic, _ in source.recorder._writer._channels])
+    source.publish(3)
+    source.ask("stop")
+    found = decoded_by_others(tmp_path / "a.mcap")
+    assert {topic: len(messages) for topic, messages in found.items()} == {CLOUDS: 3, POSES: 1, LATCHED: 1}
+    sent = good_cloud(2, points=50)
+    assert bytes(found[CLOUDS][1].data) == bytes(sent.data) and found[CLOUDS][1].header.stamp.nanosec == 2
+    assert [field.name for field in found[CLOUDS][1].fields] == [field.name for field in sent.fields]
+    assert found[POSES][0].pose.pose.position.x == 1.5 and found[LATCHED][0].data == "{}"

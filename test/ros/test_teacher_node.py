@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import itertools
 import json
+import time
 from collections.abc import Iterator, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -25,7 +27,7 @@ from std_msgs.msg import Header, String
 from lidar_semseg_ros.core.frame import UNLABELLED, CameraImage
 from lidar_semseg_ros.core.geometry import invert_rigid, quaternion_from_rotation
 from lidar_semseg_ros.formats.pointcloud2 import cloud_content, cloud_from_frame, column, read_cloud
-from lidar_semseg_ros.ros import teacher_node
+from lidar_semseg_ros.ros import camera_watch, teacher_node
 from lidar_semseg_ros.ros.messages import cloud_message, image_message, time_message
 from lidar_semseg_ros.ros.synchronizers import Clocks, SyncConfig, synchronizer
 from lidar_semseg_ros.ros.teacher_node import TeacherNode
@@ -37,23 +39,26 @@ from lidar_semseg_ros.teacher.voting import VotingConfig
 from lidar_semseg_ros.view.paint import overlay
 
 CAMERAS = ("camera_0", "camera_1")
+LAP_NS = 6 * 10**8
 LABELLED = "/teacher/output/pointcloud/pseudo_labels"
 
 
 class AllKnowing:
-    """Sees the exact class of every pixel, by the image's frame and stamp."""
+    """Sees the exact class of every pixel, by the image's frame and its stamp within a lap."""
 
     gives, never_labelled = "labels", ()
 
     def __init__(self, frames: Sequence[SimulatedFrame]) -> None:
         self.asked = 0
         self._classes = {
-            (camera.name, image.stamp_ns): classes for frame in frames for camera, image, classes in frame.images
+            (camera.name, image.stamp_ns % LAP_NS): classes
+            for frame in frames
+            for camera, image, classes in frame.images
         }
 
     def label(self, images: Sequence[CameraImage]) -> list[PixelScores]:
         self.asked += 1
-        found = [self._classes[image.frame_id, image.stamp_ns] for image in images]
+        found = [self._classes[image.frame_id, image.stamp_ns % LAP_NS] for image in images]
         return [certain_scores(classes, classes.shape[1::-1]) for classes in found]
 
 
@@ -91,6 +96,7 @@ class Drive:
         self.odometry = self.node.create_publisher(Odometry, "/teacher/input/odometry", 5)
         self.labelled: dict[int, PointCloud2] = {}
         self.values: dict[str, str] = {}
+        self.message = ""
         self.settings: dict[str, Any] = {}
         latched = QoSProfile(depth=1, durability=DurabilityPolicy.TRANSIENT_LOCAL)
         self.node.create_subscription(DiagnosticArray, "/diagnostics", self._read, 10)
@@ -115,6 +121,7 @@ class Drive:
 
     def _read(self, message: DiagnosticArray) -> None:
         self.values = {entry.key: entry.value for status in message.status for entry in status.values}
+        self.message = message.status[0].message
 
     def publish(self, simulated: SimulatedFrame, cameras: Sequence[str] = CAMERAS) -> None:
         frame = simulated.frame
@@ -240,13 +247,78 @@ def test_an_image_of_another_size_than_its_calibration_is_refused_and_the_next_c
 
 def test_poses_that_come_as_odometry_let_past_sweeps_vote(robot: Drive, frames: list[SimulatedFrame]) -> None:
     robot.listen()
+    drive_with_poses(robot, frames)
+    views = [int(column(cloud_content(robot.labelled[s.frame.stamp_ns]), "views").max()) for s in frames[:-1]]
+    # A point has at most one vote of each of the two cameras by sweep.
+    assert views[0] <= 2 and views[-1] > 2
+
+
+def drive_with_poses(robot: Drive, frames: Sequence[SimulatedFrame]) -> None:
     for number, simulated in enumerate(frames):
         robot.odometry.publish(pose_of(simulated))
         robot.until(lambda n=number: len(robot.teacher._motion._poses) == n + 1)
     robot.go_through(frames)
+
+
+def later(simulated: SimulatedFrame, by_ns: int) -> SimulatedFrame:
+    """The same again at another time."""
+    frame = replace(simulated.frame, stamp_ns=simulated.frame.stamp_ns + by_ns)
+    images = [(camera, replace(image, stamp_ns=image.stamp_ns + by_ns), c) for camera, image, c in simulated.images]
+    return replace(simulated, frame=frame, images=images)
+
+
+def test_a_bag_that_begins_anew_is_said_and_its_first_cloud_has_no_votes_of_the_lap_before(
+    robot: Drive, frames: list[SimulatedFrame], capfd: pytest.CaptureFixture[str]
+) -> None:
+    robot.listen()
+    drive_with_poses(robot, [later(simulated, 17 * LAP_NS) for simulated in frames])
+    for number, simulated in enumerate(frames):
+        robot.odometry.publish(pose_of(simulated))
+        robot.publish(simulated)
+        if number:
+            robot.until(lambda s=frames[number - 1]: s.frame.stamp_ns in robot.labelled)
     views = [int(column(cloud_content(robot.labelled[s.frame.stamp_ns]), "views").max()) for s in frames[:-1]]
-    # A point has at most one vote of each of the two cameras by sweep.
     assert views[0] <= 2 and views[-1] > 2
+    assert "the clouds' stamps went back by 10." in capfd.readouterr().err
+
+
+def test_a_camera_that_stops_and_returns_is_said_both_times_and_nothing_piles_up(
+    robot: Drive, frames: list[SimulatedFrame], capfd: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(camera_watch, "SILENT_AFTER_S", 1.0)
+    robot.listen()
+    clouds = (later(frames[n % 6], n // 6 * LAP_NS) for n in itertools.count())
+    pairing = robot.teacher._input._pairing
+
+    def drive(cameras: Sequence[str], done: Any) -> None:
+        """Publish a cloud every tenth of a second until something has come of it."""
+        deadline = time.monotonic() + 30
+        while not done():
+            assert time.monotonic() < deadline, (robot.values, len(robot.labelled))
+            began = time.monotonic()
+            robot.publish(next(clouds), cameras)
+            while time.monotonic() < began + 0.1:
+                rclpy.spin_once(robot.node, executor=robot.executor, timeout_sec=0.01)
+            assert len(pairing._clouds) <= 6 and all(len(images) <= 25 for images in pairing._images.values())
+
+    def rate(camera: str) -> float:
+        return float(robot.values.get(f"{camera} hit rate", "nan"))
+
+    def counts(name: str) -> int:
+        return robot.teacher._tally.counts()[name]
+
+    drive(CAMERAS, lambda: rate("camera_0") == rate("camera_1") == 1.0 and counts("labelled") > 5)
+    drive(["camera_1"], lambda: "camera_0" in robot.message)
+    topic = robot.teacher.resolve_topic_name("~/input/camera_0/image")
+    assert "no image of camera_0 has come for 1." in robot.message and robot.message.endswith(f"on {topic}")
+    before = counts("labelled")
+    drive(["camera_1"], lambda: counts("labelled") > before + 5 and rate("camera_0") < 0.9)
+    assert rate("camera_1") == 1.0
+    lowest = rate("camera_0")
+    drive(CAMERAS, lambda: "camera_0" not in robot.message and rate("camera_0") > lowest)
+    said = capfd.readouterr().err
+    assert said.count("no image of camera_0") == said.count("images of camera_0 come again, after ") == 1
+    assert "of camera_1" not in said and "Traceback" not in said
 
 
 def pose_of(simulated: SimulatedFrame) -> Odometry:
@@ -288,7 +360,7 @@ def test_message_filters_pair_by_the_stamps_of_the_headers(robot: Drive) -> None
     pairs = []
     config = SyncConfig(policy="approximate", max_dt_s=0.05)
     clocks = Clocks(of_cloud=lambda m: cloud_content(m).stamp_ns, of_image=lambda _, m: m.header.stamp.nanosec)
-    made = synchronizer(robot.teacher, ("camera_0",), False, config, clocks, pairs.append)
+    made = synchronizer(robot.teacher, ("camera_0",), False, config, clocks, robot.teacher._watch, pairs.append)
     robot.until(lambda: robot.clouds.get_subscription_count() > 0)
     robot.until(lambda: robot.images["camera_0"].get_subscription_count() > 0)
     for number in range(3):
