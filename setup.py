@@ -68,7 +68,15 @@ setup(
         "teacher": ["safetensors", "scikit-image", "scikit-learn", "torch", "transformers>=5"],
         "ray": ["ray"],
         # Triton is not in constraints.txt: a CUDA build of torch wants its own; beside the CPU's any runs the tests.
-        "test": ["hypothesis", "mypy", "opencv-python-headless", "pytest>=8.3,<9", "ruff", f"triton; {LINUX_X86}"],
+        "test": [
+            "hypothesis",
+            "mcap-ros2-support",
+            "mypy",
+            "opencv-python-headless",
+            "pytest>=8.3,<9",
+            "ruff",
+            f"triton; {LINUX_X86}",
+        ],
     },
     entry_points={
         "console_scripts": [
