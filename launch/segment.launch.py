@@ -7,7 +7,11 @@ from launch_ros.actions import Node
 from lidar_semseg_ros.ros.launching import COMMON_ARGUMENTS, SHARE, Given, described
 
 ARGUMENTS = COMMON_ARGUMENTS | {
-    "points": ("/lidar/points", "topic of the lidar's PointCloud2"),
+    "lidars": ("", "names of several lidars, comma-separated: each has its own node, NAME/segmenter, in one process"),
+    "points": (
+        "/{lidar}/points",
+        "topic of the lidar's PointCloud2; {lidar} stands for its name among several, or lidar",
+    ),
     "image": ("/camera/image_raw", "topic of the camera's Image, for the overlay"),
     "camera_info": ("/camera/camera_info", "topic of its CameraInfo"),
     "model": ("", "model file or name; empty: as in the parameters"),
@@ -17,13 +21,15 @@ ARGUMENTS = COMMON_ARGUMENTS | {
     "rviz": ("false", "true: show the labelled clouds in RViz"),
     "foxglove": ("false", "true: run foxglove_bridge; its layout is config/view/foxglove.json"),
 }
-INPUTS = {"pointcloud": "points", "image": "image", "camera_info": "camera_info"}
 
 
 def nodes(context):
     """Make the nodes of the arguments given."""
     given = Given(context, ARGUMENTS)
     params_file = given.file("params_file")
+    lidars = [name.strip() for name in given["lidars"].split(",") if name.strip()]
+    points = [given["points"].replace("{lidar}", name) for name in lidars or ["lidar"]]
+    segmenters = [f"{name}/segmenter" for name in lidars] or ["segmenter"]
 
     def viewer(package, executable, **more):
         return Node(
@@ -40,13 +46,16 @@ def nodes(context):
     if given.is_true("teacher"):
         source = PythonLaunchDescriptionSource(str(SHARE / "launch" / "teacher.launch.py"))
         only_the_teacher = {"bag": "", "record": "", "use_sim_time": str(given.clock["use_sim_time"]).lower()}
+        only_the_teacher["points"] = points[0]
         only_the_teacher["params_file"] = str(SHARE / "config" / "teacher.yaml")
         actions.append(IncludeLaunchDescription(source, launch_arguments=only_the_teacher.items()))
-    remaps = [(f"~/input/{name}", given[topic]) for name, topic in INPUTS.items()]
+    inputs = [f"{given.inside}/{name}/input/pointcloud" for name in segmenters] if lidars else ["~/input/pointcloud"]
+    remaps = [*zip(inputs, points), *((f"~/input/{name}", given[name]) for name in ("image", "camera_info"))]
     parameters = [params_file, {**given.parameters("model", "device"), **given.clock}]
-    actions.append(given.node("segmenter", parameters, remappings=remaps))
+    actions.append(given.node("segmenter", parameters, lidars, remappings=remaps))
     actions += given.player(subscribers=1 + given.is_true("teacher"))
-    return actions + given.recorder([given["points"]], {"segmenter": ["pointcloud/segmentation", "class_map"]})
+    outputs = ["pointcloud/segmentation", "class_map"]
+    return actions + given.recorder(points, {name: outputs for name in segmenters})
 
 
 def generate_launch_description():

@@ -4,22 +4,20 @@ from __future__ import annotations
 
 import argparse
 import json
-import platform
-import re
-import resource
 import tempfile
 import time
 from collections.abc import Iterator
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from itertools import islice
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
+from lidar_semseg_ros.cli.benchmark import labelled, measured, peak_memory_mb, percentiles, write_random_model
+from lidar_semseg_ros.cli.growth import CASES, caption, grown, panels, table
 from lidar_semseg_ros.cli.settings import add_settings, config_from
 from lidar_semseg_ros.core.errors import UserError
-from lidar_semseg_ros.core.frame import PointLabels
 from lidar_semseg_ros.formats.bags import open_bag
 from lidar_semseg_ros.formats.config_files import package_share
 from lidar_semseg_ros.formats.dataset import chosen_cloud_topic
@@ -31,27 +29,18 @@ from lidar_semseg_ros.formats.pointcloud2 import (
     read_cloud,
 )
 from lidar_semseg_ros.network.inputs import prepare, to_points
-from lidar_semseg_ros.network.model_file import read_description, read_safetensors, write_safetensors
-from lidar_semseg_ros.network.roofline import Ceilings, cost_of, gpu_peak_mb, measured_ceilings
+from lidar_semseg_ros.network.model_file import read_safetensors
+from lidar_semseg_ros.network.roofline import Ceilings, measured_ceilings
 from lidar_semseg_ros.network.segmenter import Segmenter, SegmenterConfig, model_path
 from lidar_semseg_ros.sim.drive import random_views
 from lidar_semseg_ros.sim.sensors import LIDARS
+from lidar_semseg_ros.view.log_log import log_log
+from lidar_semseg_ros.view.paint import save_png
 from lidar_semseg_ros.view.report import text_table
 
-STAGES = ("read", "prepare", "network", "finish", "pack")
-WARM_UP = 3
 MOST_SWEEPS = 16
 """So many different sweeps are kept in memory and taken in turn."""
 BASELINE_SWEEPS = 5
-CALIBRATION_SWEEPS, CALIBRATION_POINTS = 4, 4000
-
-
-@dataclass(frozen=True, kw_only=True)
-class Timed:
-    """What came of one sweep, and how long each stage took."""
-
-    durations_ms: dict[str, float]
-    labels: PointLabels
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -77,6 +66,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         action="store_true",
         help="only load the model and keep on disk what is compiled for it, so that later starts need not wait",
     )
+    parser.add_argument(
+        "--growth",
+        type=Path,
+        metavar="PICTURE.png",
+        help="instead, see how time and memory grow with points, depth and width (some minutes), and draw that",
+    )
     parser.add_argument("--json", type=Path, metavar="FILE", help="write the figures there, too")
     add_settings(parser, SegmenterConfig)
 
@@ -86,6 +81,9 @@ def run(args: argparse.Namespace) -> None:
     if args.sweeps < 1:
         raise UserError(f"--sweeps must be at least 1, but it is {args.sweeps}")
     config = config_from(args, SegmenterConfig)
+    if args.growth:
+        see_growth(args, config)
+        return
     contents = list(islice(clouds(args.points, args.topic), min(args.sweeps, MOST_SWEEPS)))
     if not contents:
         raise UserError(f"{args.points} holds no cloud to label")
@@ -100,9 +98,22 @@ def run(args: argparse.Namespace) -> None:
             print(f"{segmenter.path.name} is ready on {segmenter.device} after {time.perf_counter() - start:.1f} s")
             return
         figures = measured(segmenter, contents, args.sweeps)
+        if segmenter.path.suffix == ".safetensors":
+            figures["ceilings"] = shares(figures, measured_ceilings(segmenter.device, config.threads))
         if args.baseline:
             figures["baseline"] = compared(segmenter, contents)
     print(report(figures))
+    if args.json:
+        args.json.write_text(json.dumps(figures, indent=2) + "\n")
+
+
+def see_growth(args: argparse.Namespace, config: SegmenterConfig) -> None:
+    """Print how the cost grows, and draw it."""
+    if args.growth.suffix != ".png" or not args.growth.absolute().parent.is_dir():
+        raise UserError(f"--growth takes a .png file in a folder that is there, but got {args.growth}")
+    figures = grown(config, args.sweeps, CASES)
+    print(text_table(*table(figures)))
+    save_png(args.growth, log_log(panels(figures), caption(figures)))
     if args.json:
         args.json.write_text(json.dumps(figures, indent=2) + "\n")
 
@@ -117,74 +128,6 @@ def clouds(source: str, topic: str | None) -> Iterator[CloudContent]:
             yield cloud_content(recorded.message())
 
 
-def write_random_model(path: Path, size: str, like: Path, contents: list[CloudContent]) -> None:
-    """Write a model of random weights whose batch norms have the statistics of these clouds."""
-    from lidar_semseg_ros.distill.batches import Sample, collate
-    from lidar_semseg_ros.distill.train import calibrated, initial_network
-    from lidar_semseg_ros.network.waffleiron import WaffleIronConfig
-
-    found = re.fullmatch(r"WI-(\d+)-(\d+)", size)
-    if found is None:
-        raise UserError(f"--random takes a size such as WI-24-256 (depth, width), but got '{size}'")
-    description = read_description(like)
-    network = WaffleIronConfig(
-        inputs=len(description.inputs.features),
-        depth=int(found[1]),
-        width=int(found[2]),
-        outputs=description.network["outputs"],
-    )
-    prepared = [
-        prepare(read_cloud(content), description.inputs, CALIBRATION_POINTS)
-        for content in contents[:CALIBRATION_SWEEPS]
-    ]
-    if not any(len(one) for one in prepared):
-        raise UserError("no cloud has a point in the model's field of view; choose other ones with --points")
-    batches = [collate([Sample(one, np.zeros(len(one), np.uint8), one.kept)]) for one in prepared if len(one)]
-    model = calibrated(initial_network(network, seed=0), batches)
-    described = replace(description, name=size, network=network.to_mapping(), provenance={"source": "random weights"})
-    write_safetensors(path, model.state_dict(), described)
-
-
-def measured(segmenter: Segmenter, contents: list[CloudContent], sweeps: int) -> dict[str, Any]:
-    """Time sweeps; gives everything that is printed, as JSON takes it."""
-    device, network = segmenter.device, segmenter.description.network
-    for index in range(WARM_UP):
-        labelled(segmenter, contents[index % len(contents)])
-    resident_mb, faults = memory_mb(), page_faults()
-    timed = [labelled(segmenter, contents[index % len(contents)]) for index in range(sweeps)]
-    faults = (page_faults() - faults) // sweeps
-    last_mb = memory_mb()
-    # The kernel counts pages per core and keeps the peak a little behind.
-    memory = {"first": resident_mb, "last": last_mb, "peak": max(peak_memory_mb(), resident_mb, last_mb)}
-    inputs = segmenter.description.inputs
-    prepared = [prepare(read_cloud(content), inputs) for content in contents]
-    costs = [cost_of(network, one) for one in prepared]
-    ceilings = None
-    if segmenter.path.suffix == ".safetensors":
-        if device != "cpu":
-            memory["peak_gpu"] = gpu_peak_mb(device)
-        ceilings = measured_ceilings(device, segmenter.config.threads)
-    stages = {stage: [one.durations_ms[stage] for one in timed] for stage in (*STAGES, "total")}
-    figures: dict[str, Any] = {
-        "model": segmenter.path.name,
-        "network": f"WI-{network['depth']}-{network['width']}",
-        "device": device,
-        "precision": segmenter.backend.precision,
-        "machine": platform.processor() or platform.machine(),
-        "sweeps": sweeps,
-        "points": float(np.mean([len(content) for content in contents])),
-        "kept_points": float(np.mean([len(one) for one in prepared])),
-        "stages_ms": {stage: percentiles(durations) for stage, durations in stages.items()},
-        "gflop": float(np.mean([cost.flops for cost in costs])) / 1e9,
-        "gbyte": float(np.mean([cost.bytes for cost in costs])) / 1e9,
-        "memory_mb": memory,
-        "page_faults": faults,
-    }
-    if ceilings is not None:
-        figures["ceilings"] = shares(figures, ceilings)
-    return figures
-
-
 def shares(figures: dict[str, Any], ceilings: Ceilings) -> dict[str, float]:
     """Put the network's rates at the median beside the machine's."""
     seconds = figures["stages_ms"]["network"]["p50"] / 1e3
@@ -196,24 +139,6 @@ def shares(figures: dict[str, Any], ceilings: Ceilings) -> dict[str, float]:
         "share_of_flops": figures["gflop"] * 1e9 / seconds / best,
         "share_of_bytes": figures["gbyte"] * 1e9 / seconds / ceilings.bytes_per_s,
     }
-
-
-def labelled(segmenter: Segmenter, content: CloudContent) -> Timed:
-    """Do with one cloud what the node does, from the message's bytes to those of the labelled cloud."""
-    start = time.perf_counter()
-    frame = read_cloud(content, segmenter.config.input.fields)
-    read = time.perf_counter()
-    result = segmenter.segment(frame)
-    labels = time.perf_counter()
-    labelled_cloud(content, frame, result.labels, segmenter.classes.palette(), segmenter.config.output.layout)
-    packed = time.perf_counter()
-    durations_ms = {stage: getattr(result, f"{stage}_ms") for stage in ("prepare", "network", "finish")}
-    durations_ms |= {
-        "read": (read - start) * 1e3,
-        "pack": (packed - labels) * 1e3,
-        "total": (packed - start) * 1e3,
-    }
-    return Timed(durations_ms=durations_ms, labels=result.labels)
 
 
 def compared(segmenter: Segmenter, contents: list[CloudContent]) -> dict[str, Any]:
@@ -251,27 +176,6 @@ def compared(segmenter: Segmenter, contents: list[CloudContent]) -> dict[str, An
         "same_labels": float(np.mean(same)),
         "largest_logit_difference": max(differences),
     }
-
-
-def memory_mb() -> float:
-    """Tell how much memory the process holds now, in MiB."""
-    pages = int(Path("/proc/self/statm").read_text().split()[1])
-    return pages * resource.getpagesize() / 2**20
-
-
-def peak_memory_mb() -> float:
-    """Tell how much memory the process held at most since it began, in MiB."""
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
-
-
-def page_faults() -> int:
-    """Count the pages that the process was given since it began."""
-    return resource.getrusage(resource.RUSAGE_SELF).ru_minflt
-
-
-def percentiles(durations_ms: list[float]) -> dict[str, float]:
-    """Give median and 95th percentile."""
-    return {"p50": float(np.median(durations_ms)), "p95": float(np.percentile(durations_ms, 95))}
 
 
 def report(figures: dict[str, Any]) -> str:

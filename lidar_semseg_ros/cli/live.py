@@ -8,7 +8,7 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -40,12 +40,23 @@ def live_environment() -> dict[str, str]:
 
 
 class NodeProcess:
-    """A node in a process of its own; its log goes to a file and can be waited on."""
+    """A node in a process of its own; its log goes to a file and can be waited on.
 
-    def __init__(self, node: str, parameters: Mapping[str, Any], remaps: Mapping[str, str], log: Path) -> None:
+    arguments: further ones of ROS, and after "--" the node's own.
+    """
+
+    def __init__(
+        self,
+        node: str,
+        parameters: Mapping[str, Any],
+        remaps: Mapping[str, str],
+        log: Path,
+        arguments: Sequence[str] = (),
+    ) -> None:
         command = node_command(node, dict(parameters))
         for source, target in remaps.items():
             command += ["-r", f"{source}:={target}"]
+        command += arguments
         self._node, self._log = node, log
         self._said = threading.Condition()
         self._lines: list[str] = []

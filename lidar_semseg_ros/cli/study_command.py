@@ -223,11 +223,8 @@ def _carry_out(chains: Sequence[Sequence[Command]], folder: Path, workers: int, 
 
 
 def _one_core() -> None:
-    for name in ("OMP_NUM_THREADS", "NUMBA_NUM_THREADS"):
-        os.environ[name] = "1"
-    import torch
-
-    torch.set_num_threads(1)
+    # Before the libraries that read it are imported.
+    os.environ["OMP_NUM_THREADS"] = "1"
 
 
 def _carried_out(chain: Sequence[Command], logs: Path) -> None:

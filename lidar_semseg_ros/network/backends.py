@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import importlib.util
 import logging
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
 import numpy as np
 
 from lidar_semseg_ros.core.errors import UserError
+from lidar_semseg_ros.network.batching import Batching
 from lidar_semseg_ros.network.inputs import InputConfig, NetworkInput, example_input, prepare
 from lidar_semseg_ros.network.model_file import ModelDescription, description_in, read_safetensors, require_model_file
 
@@ -27,7 +29,7 @@ logger = logging.getLogger(__name__)
 
 
 class Backend(Protocol):
-    """A loaded model. device: what it runs on, in words. precision: what it computes in, never auto.
+    """A loaded model, for any number of threads. device: in words. precision: what it computes in, never auto.
 
     on_device: all steps of a sweep on that device, None where the host does the others.
     """
@@ -66,8 +68,9 @@ class TorchBackend:
         if precision == "auto":
             precision = self._chosen_precision(model, threads)
         self.precision = precision
-        self._runner = _runner(model, device, precision, threads)
-        self.on_device = _device_segmenter(self._runner, self.description.inputs, device)
+        runner = _runner(model, device, precision, threads)
+        self._logits = Batching(runner.logits_of, runner.most_clouds)
+        self.on_device = _device_segmenter(runner, self.description.inputs, device)
 
     def _chosen_precision(self, model: WaffleIron, threads: int) -> str:
         """Take what is faster and labels a trial sweep as float32 does; the same answer every time.
@@ -94,7 +97,7 @@ class TorchBackend:
 
     def logits(self, prepared: NetworkInput) -> np.ndarray:
         """Compute logits (N, outputs) float32 of N ≥ 1 kept points."""
-        logits: np.ndarray = self._runner.logits(prepared).numpy()
+        logits: np.ndarray = self._logits(prepared).numpy()
         return logits
 
 
@@ -148,10 +151,15 @@ class OnnxBackend:
         self.description = description_in(self._session.get_modelmeta().custom_metadata_map, path)
         # On the CPU, for TensorRT would build an engine for the shapes of the example.
         _check(self._session if used == "cpu" else _session(path, threads, CPU), self.description, path)
+        # One at a time, for each call takes all cores; its graph takes one cloud.
+        self._turns = Batching(self._logits_of, most=1)
 
     def logits(self, prepared: NetworkInput) -> np.ndarray:
         """Compute logits (N, outputs) float32 of N ≥ 1 kept points."""
-        return _logits(self._session, prepared)
+        return self._turns(prepared)
+
+    def _logits_of(self, prepared: Sequence[NetworkInput]) -> list[np.ndarray]:
+        return [_logits(self._session, one) for one in prepared]
 
 
 def _session(path: Path, threads: int, providers: list[Any]) -> InferenceSession:

@@ -8,6 +8,7 @@ there are eight capacities between any two powers of two.
 from __future__ import annotations
 
 import logging
+import threading
 from collections.abc import Callable, Hashable
 from typing import Any, TypeVar
 
@@ -88,9 +89,13 @@ class Room:
 
 
 class DeviceSegmenter:
-    """The steps of a sweep on a device: `prepare`, `compute` and `labels`, in this order for every sweep."""
+    """The steps of a sweep on a device: `prepare`, `compute` and `labels`, in this order for every sweep.
+
+    turn: to be held from the first step to the last where several threads use it.
+    """
 
     def __init__(self, network: FusedNetwork, inputs: InputConfig, device: str) -> None:
+        self.turn = threading.Lock()
         self._network, self._inputs, self._device = network, inputs, device
         self._preparation = DevicePreparation(inputs, device)
         self._replays = Replays(device)

@@ -32,6 +32,8 @@ if TYPE_CHECKING:
     from lidar_semseg_ros.network.device_inputs import DeviceCells, DeviceInput
 
 EXAMPLE_POINTS = 40
+MOST_CLOUDS = 8
+"""In one call, which needs memory for all of them."""
 MOST_DIFFERENCE = 0.1
 """Of the logits of kernels and modules, relative: 48 layers in bfloat16 round to a few percent."""
 
@@ -130,6 +132,8 @@ class CudaWaffleIron:
     dtype: of all products but those that see coordinates, and of the tokens.
     fused: the network of kernels, None where they do not run; then the modules do, and `fault` says why.
     """
+
+    most_clouds = MOST_CLOUDS
 
     def __init__(self, model: WaffleIron, dtype: torch.dtype, device: str) -> None:
         self._device = device

@@ -34,10 +34,19 @@ ROOM_TO_GROW = 1.25
 
 
 class Runner(Protocol):
-    """A network on the device it runs on."""
+    """A network on the device it runs on; not for two threads at once.
+
+    most_clouds: so many in one call take less time than one after the other.
+    """
+
+    most_clouds: int
 
     def logits(self, prepared: NetworkInput) -> Tensor:
         """Compute logits (N, outputs) float32, on the CPU, of N ≥ 1 kept points."""
+        ...
+
+    def logits_of(self, prepared: Sequence[NetworkInput]) -> list[Tensor]:
+        """Compute the logits of several clouds, as `logits` does of one."""
         ...
 
 
@@ -284,6 +293,8 @@ class CpuWaffleIron:
     dtype: float32, or bfloat16 for the products of C × C; tokens and grids are float32 in both.
     """
 
+    most_clouds = 1  # every core is busy with one, and a chunk of another one's rows is the same work
+
     def __init__(self, model: WaffleIron, dtype: torch.dtype, threads: int) -> None:
         model = folded(model)
         room = Room()
@@ -312,6 +323,10 @@ class CpuWaffleIron:
             self._layer(tokens_NC, planes[layer % len(planes)], spatial_mix, channel_mix)
         self._workers.share(edges(points, self._rows), classify)
         return logits
+
+    def logits_of(self, prepared: Sequence[NetworkInput]) -> list[Tensor]:
+        """Compute the logits of several clouds one after the other."""
+        return [self.logits(one) for one in prepared]
 
     def _layer(self, tokens_NC: Tensor, cells: Cells, spatial_mix: SpatialMix, channel_mix: ChannelMix) -> None:
         occupied, around, channels = len(cells.hidden), len(cells.around), tokens_NC.shape[1]

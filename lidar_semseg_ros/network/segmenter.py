@@ -7,6 +7,7 @@ import importlib.util
 import json
 import re
 import time
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -26,6 +27,8 @@ if TYPE_CHECKING:
 OUTPUT_LAYOUTS = ("aligned", "autoware", "append")
 STAGES = ("convert", "prepare", "network", "finish", "publish", "total")
 """The steps of a message that the node times."""
+MODEL_SETTINGS = ("model", "device", "precision", "threads")
+"""What two segmenters must agree in to share a loaded model."""
 DROP_CAUSES = ("busy", "stale", "invalid", "no_transform", "failed")
 """Why a cloud may get no labels: a newer one came, it was too old, it was malformed, nothing told how the lidar
 stands, labelling it failed."""
@@ -70,7 +73,7 @@ class SegmenterConfig:
 
 @dataclass(frozen=True, kw_only=True)
 class Segmentation:
-    """Labels of a sweep, and how long each step took in milliseconds of a monotonic clock."""
+    """Labels of a sweep, and how long each step took in milliseconds of the segmenter's clock."""
 
     labels: PointLabels
     prepare_ms: float
@@ -79,25 +82,28 @@ class Segmentation:
 
 
 class Segmenter:
-    """A loaded model that labels sweeps one by one; not for two threads at once.
+    """A loaded model that labels sweeps one by one; not for two threads at once, as its backend is.
 
     backend: what runs the network. config may be replaced between two sweeps by one that differs in what is live
-    (core/options.py).
+    (core/options.py). clock: what the steps are timed by, seconds.
     """
 
-    def __init__(self, config: SegmenterConfig, models: Path) -> None:
-        """Load the model; `models` is the folder of the shipped ones."""
+    def __init__(self, config: SegmenterConfig, models: Path, beside: Segmenter | None = None) -> None:
+        """Load the model; `models` is the folder of the shipped ones.
+
+        beside: a segmenter, for another thread, whose model is shared; UserError where the settings want another.
+        """
         self.config = config
+        self.clock: Callable[[], float] = time.perf_counter
         self.path = model_path(config.model, models)
-        self.backend: Backend = BACKENDS[self.path.suffix](
-            self.path, device=config.device, precision=config.precision, threads=config.threads
-        )
+        self.backend: Backend = _loaded(self.path, config) if beside is None else _shared(beside, config)
         self.description, self.device = self.backend.description, self.backend.device
         if self.description.classes is None:
             raise UserError(f"{self.path} predicts features, not classes; distill it into a model with classes first")
         self.classes = self.description.classes
-        # Compiles what is compiled on first use, so that the first sweep need not wait.
-        self.backend.logits(example_input(self.description.inputs))
+        if beside is None:
+            # Compiles what is compiled on first use, so that the first sweep need not wait.
+            self.backend.logits(example_input(self.description.inputs))
 
     def class_map(self) -> str:
         """Tell as JSON what the class ids mean: id, name and colour of each, and the model and its version."""
@@ -109,12 +115,12 @@ class Segmenter:
 
         level_from_lidar: (4, 4), where the lidar is above the floor; None: as the settings say.
         """
-        start = time.perf_counter()
+        start = self.clock()
         levelled = normalised(frame, self.config.input, self.description.inputs.sensor_height_m, level_from_lidar)
         on_device = self.backend.on_device
         labels, ready, computed = self._on_host(levelled) if on_device is None else self._on(on_device, levelled)
         labels = with_min_score(labels, self.config.min_score)
-        finished = time.perf_counter()
+        finished = self.clock()
         return Segmentation(
             labels=labels,
             prepare_ms=(ready - start) * 1e3,
@@ -125,25 +131,41 @@ class Segmenter:
     def _on_host(self, levelled: LidarFrame) -> tuple[PointLabels, float, float]:
         """Label a sweep, the host doing all but the network; when the inputs and when the logits were ready, in s."""
         prepared = prepare(levelled, self.description.inputs, self.config.input.max_points)
-        ready = time.perf_counter()
+        ready = self.clock()
         logits = self.backend.logits(prepared) if len(prepared) else np.empty((0, len(self.classes)), np.float32)
         self._require_finite(logits)
-        computed = time.perf_counter()
+        computed = self.clock()
         return to_points(logits, prepared), ready, computed
 
     def _on(self, device: DeviceSegmenter, levelled: LidarFrame) -> tuple[PointLabels, float, float]:
         """Label a sweep on a device; when the points were chosen and when the labels were there, in s."""
-        kept = device.prepare(levelled, self.config.input.max_points)
-        ready = time.perf_counter()
-        device.compute(kept)
-        computed = time.perf_counter()
-        labels = device.labels(levelled, kept)
+        with device.turn:
+            kept = device.prepare(levelled, self.config.input.max_points)
+            ready = self.clock()
+            device.compute(kept)
+            computed = self.clock()
+            labels = device.labels(levelled, kept)
         self._require_finite(labels.entropy)
         return labels, ready, computed
 
     def _require_finite(self, values: np.ndarray) -> None:
         if not np.isfinite(values).all():
             raise FloatingPointError(f"{self.path.name} gave NaN or infinity in {self.backend.precision}; take float32")
+
+
+def _loaded(path: Path, config: SegmenterConfig) -> Backend:
+    return BACKENDS[path.suffix](path, device=config.device, precision=config.precision, threads=config.threads)
+
+
+def _shared(beside: Segmenter, config: SegmenterConfig) -> Backend:
+    for name in MODEL_SETTINGS:
+        theirs, ours = getattr(beside.config, name), getattr(config, name)
+        if ours != theirs:
+            raise UserError(
+                f"lidars of one process share a model, but setting '{name}' is {theirs!r} for the first and {ours!r} "
+                "for another; set it alike for all (/**), or start a process for each"
+            )
+    return beside.backend
 
 
 def with_min_score(labels: PointLabels, min_score: float) -> PointLabels:

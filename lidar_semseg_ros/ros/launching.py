@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -67,15 +67,23 @@ class Given:
             raise RuntimeError(f"there is no parameter file {path}; look at {name}:=")
         return str(path)
 
-    def node(self, executable: str, parameters: list[Any], **more: Any) -> Node:
-        """Make a node of this package, whose failure ends the launch."""
+    @property
+    def inside(self) -> str:
+        """The namespace of the nodes, absolute and without a slash at its end."""
+        outer = self._context.launch_configurations.get("ros_namespace")
+        return (make_namespace_absolute(prefix_namespace(outer, self["namespace"])) or "").rstrip("/")
+
+    def node(self, executable: str, parameters: list[Any], lidars: Sequence[str] = (), **more: Any) -> Node:
+        """Make a node of this package, or one for each of several lidars; its failure ends the launch."""
+        # With a name, launch would give the parameters to the node of that name in the namespace given, and no other.
+        several = ["--lidars", ",".join(lidars)] if lidars else []
         return Node(
             package="lidar_semseg_ros",
             executable=executable,
-            name=executable,
+            name=None if lidars else executable,
             namespace=self["namespace"],
             parameters=parameters,
-            arguments=["--ros-args", "--log-level", self["log_level"]],
+            arguments=[*several, "--ros-args", "--log-level", self["log_level"]],
             output="screen",
             on_exit=_fail_together,
             **more,
@@ -93,9 +101,7 @@ class Given:
         """Record, if a file is given, topics and outputs of nodes: {node: [names below ~/output]}."""
         if not self["record"]:
             return []
-        outer = self._context.launch_configurations.get("ros_namespace")
-        inside = (make_namespace_absolute(prefix_namespace(outer, self["namespace"])) or "").rstrip("/")
-        made = [f"{inside}/{node}/output/{name}" for node, names in outputs.items() for name in names]
+        made = [f"{self.inside}/{node}/output/{name}" for node, names in outputs.items() for name in names]
         # On the wall clock: before the first /clock ROS time is 0, and the class map comes before that.
         return [self.node("recorder", [{"file": self["record"], "topics": ",".join([*topics, *made])}])]
 

@@ -31,7 +31,7 @@ from lidar_semseg_ros.formats.playback import (
 from lidar_semseg_ros.ros.messages import installed_message, time_message
 from lidar_semseg_ros.ros.parameters import declared
 from lidar_semseg_ros.ros.playback import Keyboard, Playback
-from lidar_semseg_ros.ros.process import run_node
+from lidar_semseg_ros.ros.process import leave, run_node
 from lidar_semseg_ros.ros.timers import steady_timer
 
 LATCHED = ("/tf_static", "/robot_description", "/map")
@@ -205,7 +205,7 @@ class PlayerNode(Node):
 def main() -> None:
     """Run the node."""
     sys.setswitchinterval(SWITCH_INTERVAL_S)
-    sys.exit(run_node(PlayerNode))
+    leave(run_node(PlayerNode))
 
 
 if __name__ == "__main__":

@@ -1,10 +1,13 @@
-"""A node as a process: start-up errors in one line, a clean end on SIGINT and SIGTERM."""
+"""Nodes as a process: start-up errors in one line, a clean end on SIGINT and SIGTERM."""
 
 from __future__ import annotations
 
+import os
 import signal
 import sys
-from collections.abc import Callable
+import threading
+from collections.abc import Callable, Iterable
+from typing import NoReturn
 
 import rclpy
 from rclpy.executors import ExternalShutdownException, SingleThreadedExecutor
@@ -12,15 +15,21 @@ from rclpy.node import Node
 
 from lidar_semseg_ros.core.errors import UserError, missing_package
 from lidar_semseg_ros.ros.timers import steady_timer
+from lidar_semseg_ros.ros.worker import THREAD
 
 SHUTDOWN_CHECK_S = 0.3
 """After how long at the latest a node that nothing else wakes sees that it was told to stop."""
 
 
 def run_node(make_node: Callable[[], Node], argv: list[str] | None = None) -> int:
-    """Spin a node until it is told to stop; the exit status is 0, or 2 when it could not start.
+    """Spin a node as `run_nodes` does."""
+    return run_nodes(lambda: [make_node()], argv)
 
-    A node ends by itself by shutting its context down.
+
+def run_nodes(make_nodes: Callable[[], Iterable[Node]], argv: list[str] | None = None) -> int:
+    """Spin nodes until they are told to stop; the exit status is 0, or 2 when one could not start.
+
+    A node ends the process by shutting its context down.
     """
     is_starting = True
 
@@ -34,15 +43,17 @@ def run_node(make_node: Callable[[], Node], argv: list[str] | None = None) -> in
     # Before rclpy puts its own handlers, which shut the context down, in front of these.
     for number in (signal.SIGINT, signal.SIGTERM):
         signal.signal(number, stop)
-    node: Node | None = None
+    nodes: list[Node] = []
     try:
         _init(argv)
-        node = make_node()
+        for node in make_nodes():
+            nodes.append(node)  # one by one, for those there are must be destroyed where the next one fails
         is_starting = False
         # rclpy wakes its executor before the context is down; one that waits again in between would wait forever.
-        steady_timer(node, SHUTDOWN_CHECK_S, lambda: None)
+        steady_timer(nodes[0], SHUTDOWN_CHECK_S, lambda: None)
         executor = SingleThreadedExecutor()
-        executor.add_node(node)
+        for node in nodes:
+            executor.add_node(node)
         executor.spin()
     except (UserError, ModuleNotFoundError) as error:
         said = missing_package(error) if isinstance(error, ModuleNotFoundError) else error
@@ -55,12 +66,24 @@ def run_node(make_node: Callable[[], Node], argv: list[str] | None = None) -> in
             raise
     finally:
         is_starting = False
-        if node is not None:
+        for node in nodes:
             node.destroy_node()
         rclpy.try_shutdown()
         # Whoever presses Ctrl-C again, while the interpreter is taken down, must not make a failure of a clean end.
         signal.signal(signal.SIGINT, signal.SIG_IGN)
     return 0
+
+
+def leave(status: int) -> NoReturn:
+    """End the process; at once where a worker still computes, for it waited long enough and Python would abort it.
+
+    (When Python ends, a thread that comes back to it is ended, too; inside the C++ of a network that is a crash.)
+    """
+    sys.stdout.flush()
+    sys.stderr.flush()
+    if any(thread.name == THREAD for thread in threading.enumerate()):
+        os._exit(status)
+    sys.exit(status)
 
 
 def _init(argv: list[str] | None) -> None:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import sys
 import time
 from collections import deque
 from collections.abc import Iterable
@@ -24,7 +23,7 @@ from lidar_semseg_ros.formats.bags import CAMERA_INFO, COMPRESSED_IMAGE, IMAGE, 
 from lidar_semseg_ros.ros.drops import LOG_PERIOD_S
 from lidar_semseg_ros.ros.messages import installed_message
 from lidar_semseg_ros.ros.parameters import declared
-from lidar_semseg_ros.ros.process import run_node
+from lidar_semseg_ros.ros.process import leave, run_node
 from lidar_semseg_ros.ros.timers import steady_timer
 
 DISCOVERY_PERIOD_S = 0.2
@@ -317,7 +316,7 @@ def _next_to(path: Path, word: str) -> Path:
 
 def main() -> None:
     """Run the node."""
-    sys.exit(run_node(RecorderNode))
+    leave(run_node(RecorderNode))
 
 
 if __name__ == "__main__":

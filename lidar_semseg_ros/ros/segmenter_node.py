@@ -6,6 +6,7 @@ import json
 import math
 import sys
 import time
+from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import cached_property
 
@@ -26,13 +27,14 @@ from lidar_semseg_ros.network.segmenter import DROP_CAUSES, STAGES, Segmentation
 from lidar_semseg_ros.ros.diagnostics import DiagnosticsPublisher, GapMeter, Tally
 from lidar_semseg_ros.ros.drops import LOG_PERIOD_S, Drops
 from lidar_semseg_ros.ros.endpoints import NewestSubscription
+from lidar_semseg_ros.ros.lidars import namespaces_of
 from lidar_semseg_ros.ros.outputs import Outputs
 from lidar_semseg_ros.ros.overlay import Overlay, OverlayConfig
 from lidar_semseg_ros.ros.parameters import declared, follow
-from lidar_semseg_ros.ros.process import run_node
+from lidar_semseg_ros.ros.process import leave, run_nodes
 from lidar_semseg_ros.ros.timers import steady_timer
 from lidar_semseg_ros.ros.transforms import Transforms
-from lidar_semseg_ros.ros.worker import Worker
+from lidar_semseg_ros.ros.worker import Worker, stop_together
 
 MAX_PLAUSIBLE_LATENCY_S = 10.0
 ATTEND_PERIOD_S = 0.1
@@ -74,10 +76,16 @@ class SegmenterNodeConfig(SegmenterConfig):
 class SegmenterNode(Node):
     """Labels the newest cloud it has, in one thread, while somebody wants labels; what it drops is counted by cause."""
 
-    def __init__(self) -> None:
-        super().__init__("segmenter")
+    def __init__(self, namespace: str = "", beside: SegmenterNode | None = None) -> None:
+        """Be ready for the clouds of a lidar.
+
+        namespace: instead of that of the process; empty: that of the process. beside: the node of another lidar of the
+        process, whose model this one uses, too.
+        """
+        # A remap rule of its own, which goes before the process's.
+        super().__init__("segmenter", cli_args=["--ros-args", "-r", f"__ns:={namespace}"] if namespace else None)
         self._config = declared(self, SegmenterNodeConfig)
-        self._segmenter = Segmenter(self._config, package_share() / "models")
+        self._segmenter = Segmenter(self._config, package_share() / "models", beside._segmenter if beside else None)
         self._removed = self._ids_of(self._config.filter)
         self._outputs = Outputs(self, self._segmenter)
         palette = self._segmenter.classes.palette()
@@ -94,6 +102,8 @@ class SegmenterNode(Node):
         events = ("received", "labelled", *DROP_CAUSES, "missing")
         self._diagnostics = DiagnosticsPublisher(self, self._tally, events, lambda: facts, self._idle)
         self._worker: Worker[PointCloud2] = Worker(self._drops.guarded(self._label))
+        self._workers: list[Worker[PointCloud2]] = beside._workers if beside else []
+        self._workers.append(self._worker)
         self._segmenter.segment(warm_up_frame())
         self._enabled = True
         self._input: NewestSubscription | None = None
@@ -253,8 +263,9 @@ class SegmenterNode(Node):
         return response
 
     def destroy_node(self) -> None:
-        """Let the cloud in work be finished, then go."""
-        self._worker.stop()
+        """Let the clouds in work be finished, then go; the lidars of a process end at the same time."""
+        stop_together(self._workers)
+        self._workers.clear()
         super().destroy_node()
 
 
@@ -264,9 +275,18 @@ def warm_up_frame() -> LidarFrame:
     return LidarFrame(stamp_ns=0, frame_id="", xyz=grid.reshape(-1, 3).astype(np.float32))
 
 
+def segmenters() -> Iterator[SegmenterNode]:
+    """Make a node, or one for each lidar that the command line names; all use the model that the first one loads."""
+    first: SegmenterNode | None = None
+    for namespace in namespaces_of(sys.argv) or [""]:
+        node = SegmenterNode(namespace, beside=first)
+        first = first or node
+        yield node
+
+
 def main() -> None:
-    """Run the node."""
-    sys.exit(run_node(SegmenterNode))
+    """Run the node, or those of several lidars."""
+    leave(run_nodes(segmenters))
 
 
 if __name__ == "__main__":

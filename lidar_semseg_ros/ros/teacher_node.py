@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import sys
 import threading
 import time
 from collections import Counter, deque
@@ -31,7 +30,7 @@ from lidar_semseg_ros.ros.live_rig import ExtrinsicsConfig, LiveRig, Motion
 from lidar_semseg_ros.ros.messages import cloud_message, image_message, time_message
 from lidar_semseg_ros.ros.outputs import LATCHED, publish_classes
 from lidar_semseg_ros.ros.parameters import declared
-from lidar_semseg_ros.ros.process import run_node
+from lidar_semseg_ros.ros.process import leave, run_node
 from lidar_semseg_ros.ros.synchronizers import Clocks, Pair, SyncConfig, Synchronizer, synchronizer
 from lidar_semseg_ros.ros.timers import steady_timer
 from lidar_semseg_ros.ros.transforms import Transforms
@@ -244,7 +243,7 @@ class _CameraStatistics:
 
 def main() -> None:
     """Run the node."""
-    sys.exit(run_node(TeacherNode))
+    leave(run_node(TeacherNode))
 
 
 if __name__ == "__main__":

@@ -3,10 +3,16 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Callable
-from typing import Generic, TypeVar
+import time
+from collections.abc import Callable, Sequence
+from typing import Any, Generic, TypeVar
 
 T = TypeVar("T")
+
+THREAD = "inference"
+"""Name of every worker's thread."""
+STOP_S = 1.0
+"""How long at most what is in work is waited for at the end."""
 
 
 class Mailbox(Generic[T]):
@@ -51,7 +57,7 @@ class Worker(Generic[T]):
     def __init__(self, work: Callable[[T], None]) -> None:
         self._work = work
         self._mailbox: Mailbox[T] = Mailbox()
-        self._thread = threading.Thread(target=self._run, name="inference", daemon=True)
+        self._thread = threading.Thread(target=self._run, name=THREAD, daemon=True)
         self._thread.start()
 
     def put(self, item: T) -> bool:
@@ -62,11 +68,24 @@ class Worker(Generic[T]):
         """Drop the item that waits; True if there was one."""
         return self._mailbox.clear()
 
-    def stop(self, timeout_s: float = 1.0) -> None:
-        """Let the item in work be finished, drop the one that waits."""
+    def close(self) -> None:
+        """Take no further item and drop the one that waits."""
         self._mailbox.close()
+
+    def stop(self, timeout_s: float = STOP_S) -> None:
+        """Let the item in work be finished, drop the one that waits."""
+        self.close()
         self._thread.join(timeout_s)
 
     def _run(self) -> None:
         while (item := self._mailbox.take()) is not None:
             self._work(item)
+
+
+def stop_together(workers: Sequence[Worker[Any]]) -> None:
+    """Let the items in work be finished, within STOP_S in all, and drop those that wait."""
+    deadline = time.monotonic() + STOP_S
+    for worker in workers:
+        worker.close()
+    for worker in workers:
+        worker.stop(max(deadline - time.monotonic(), 0.0))

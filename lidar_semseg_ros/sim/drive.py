@@ -13,7 +13,7 @@ from lidar_semseg_ros.core.geometry import OPTICAL_FROM_BODY, rigid, rotation_fr
 from lidar_semseg_ros.core.options import setting
 from lidar_semseg_ros.sim.building import Building, make_building
 from lidar_semseg_ros.sim.furniture import CABINET, OTHER, TABLE
-from lidar_semseg_ros.sim.sensors import LIDARS, Scene, render, scan
+from lidar_semseg_ros.sim.sensors import LIDARS, LidarModel, Scene, render, scan
 
 START_NS = 1_700_000_000_000_000_000
 CAMERA_DELAY_S = 0.033
@@ -85,7 +85,9 @@ def drive(config: SimConfig) -> Iterator[SimulatedFrame]:
         )
 
 
-def random_views(rng: np.random.Generator, lidar: str | None = None) -> Iterator[tuple[LidarFrame, np.ndarray]]:
+def random_views(
+    rng: np.random.Generator, lidar: str | LidarModel | None = None
+) -> Iterator[tuple[LidarFrame, np.ndarray]]:
     """Yield endless single sweeps with exact labels: new buildings, places, heights, tilts and, if None, lidars.
 
     Most lidars stand where a robot goes; some stand on a table, a cabinet or a counter, among what lies there.
@@ -100,7 +102,7 @@ def random_views(rng: np.random.Generator, lidar: str | None = None) -> Iterator
                 above_floor = np.array([*rng.normal(0, 0.15, 2), rng.uniform(0.25, 1.8)])
                 place = (track.pose(rng.uniform(0, track.length_m)) @ rigid(np.eye(3), above_floor))[:3, 3]
             pose = rigid(rotation_from_rpy(*rng.normal(0, 0.02, 2), rng.uniform(-np.pi, np.pi)), place)
-            model = LIDARS[lidar or names[rng.integers(len(names))]]
+            model = lidar if isinstance(lidar, LidarModel) else LIDARS[lidar or names[rng.integers(len(names))]]
             yield scan(scene, model, pose, pose, view, "lidar", int(rng.integers(1000)), rng)
 
 

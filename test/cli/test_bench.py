@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -12,10 +13,12 @@ import pytest
 
 pytest.importorskip("torch", reason="PyTorch is not installed")
 
+from lidar_semseg_ros.cli.growth import Case, scanner
 from lidar_semseg_ros.cli.main import main
 from lidar_semseg_ros.network.inputs import NetworkInput
 from lidar_semseg_ros.network.roofline import cost_of
 from lidar_semseg_ros.network.waffleiron import WaffleIronConfig
+from lidar_semseg_ros.sim.drive import random_views
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -71,12 +74,53 @@ def test_operations_are_those_counted_by_hand() -> None:
     assert cost.flops == 10 * per_point
 
 
+def test_growth_is_measured_case_by_case_printed_and_drawn(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    small = Case(rings=8, columns=128, network="WI-1-16")
+    cases = {
+        "points": {n: replace(small, columns=n // 8) for n in (1024, 4096)},
+        "depth": {1: small},
+        "width": {16: small, 32: replace(small, network="WI-1-32")},
+    }
+    monkeypatch.setattr("lidar_semseg_ros.cli.bench_command.CASES", cases)
+    picture, figures_file = tmp_path / "growth.png", tmp_path / "growth.json"
+    main(["bench", "--growth", str(picture), "--sweeps", "1", "--device", "cpu", "--json", str(figures_file)])
+    figures = json.loads(figures_file.read_text())
+    rows = figures["growth"]["points"]
+    assert [row["value"] for row in rows] == [1024, 4096] == [row["points"] for row in rows]
+    assert rows[0]["kept_points"] < rows[1]["kept_points"] <= 4096
+    assert all(row["peak_mb"] > 50 and row["stages_ms"]["total"] > 0 for row in rows)
+    # One measurement serves wherever the same case is asked for.
+    assert figures["growth"]["depth"][0]["stages_ms"] == figures["growth"]["width"][0]["stages_ms"]
+    first, last = (row["stages_ms"]["network"] for row in rows)
+    assert figures["slopes"]["points"]["network"] == pytest.approx(np.log(last / first) / np.log(4))
+    said = capsys.readouterr().out
+    assert "peak MB" in said and "width: slope" in said
+    assert picture.read_bytes().startswith(b"\x89PNG")
+
+
+def test_scans_of_growing_resolution_see_the_same_rooms() -> None:
+    coarse, fine = (
+        next(random_views(np.random.default_rng(3), scanner(rings, columns)))[0]
+        for rings, columns in ((8, 64), (64, 512))
+    )
+    assert (len(coarse), len(fine)) == (512, 32_768)
+    low, high = fine.xyz.min(axis=0), fine.xyz.max(axis=0)
+    # Noise is a centimetre; what few beams meet, more meet too.
+    assert (coarse.xyz > low - 0.1).all() and (coarse.xyz < high + 0.1).all()
+    ranges_m = [np.quantile(np.linalg.norm(f.xyz[f.has_return()], axis=1), (0.25, 0.5, 0.75)) for f in (coarse, fine)]
+    assert np.allclose(*ranges_m, rtol=0.15)
+
+
 @pytest.mark.parametrize(
     ("arguments", "said"),
     [
         (["--random", "WI-big"], "WI-24-256"),
         (["--sweeps", "0"], "at least 1"),
         (["--points", "nowhere.bag"], "nowhere.bag"),
+        (["--growth", "picture.jpg"], "takes a .png"),
+        (["--growth", "nowhere/picture.png"], "folder that is there"),
     ],
 )
 def test_a_mistake_is_one_line(arguments: list[str], said: str, capsys: pytest.CaptureFixture[str]) -> None:

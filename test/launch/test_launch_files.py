@@ -14,6 +14,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from itertools import pairwise
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 
@@ -25,7 +26,13 @@ import rclpy
 import yaml
 from ament_index_python.packages import PackageNotFoundError, get_package_share_directory
 from launch import LaunchContext
-from launch.actions import DeclareLaunchArgument, IncludeLaunchDescription, OpaqueFunction
+from launch.actions import (
+    DeclareLaunchArgument,
+    ExecuteProcess,
+    IncludeLaunchDescription,
+    OpaqueFunction,
+    Shutdown,
+)
 from launch.launch_description_sources import PythonLaunchDescriptionSource
 from launch_ros.actions import Node
 from robot import room, spin_until
@@ -45,7 +52,7 @@ except PackageNotFoundError:
 
 LAUNCH_FILE = SHARE / "launch" / "segment.launch.py"
 ARGUMENTS = (
-    "points image camera_info bag rate loop model device params_file teacher record rviz foxglove use_sim_time "
+    "lidars points image camera_info bag rate loop model device params_file teacher record rviz foxglove use_sim_time "
     "namespace"
 )
 CLOUDS = "/lidar/points"
@@ -161,15 +168,83 @@ def test_a_segmenter_may_have_a_teacher_beside_it_which_hears_the_same_lidar() -
     assert parameters["use_sim_time"] is True and nodes["player"][1]["wait_for_subscribers"] == 2
 
 
+def test_several_lidars_are_nodes_of_one_process_and_have_their_names_in_their_topics() -> None:
+    given = {"namespace": "robot1", "bag": "some.bag", "record": "out.mcap", "model": "mine.onnx"}
+    _, nodes = described(lidars="front, rear", **given)
+    assert set(nodes) == {"segmenter", "player", "recorder"}
+    command, parameters = nodes["segmenter"]
+    assert command[command.index("--lidars") + 1] == "front,rear" and command.index("--lidars") == 0
+    assert "__ns:=/robot1" in command and not any("__node:=" in word for word in command)
+    for lidar in ("front", "rear"):
+        assert f"/robot1/{lidar}/segmenter/input/pointcloud:=/{lidar}/points" in command
+    assert "~/input/image:=/camera/image_raw" in command
+    # For all of them: a file for a node's name would have to name each.
+    files = [
+        yaml.safe_load(Path(value).read_text()) for option, value in pairwise(command) if option == "--params-file"
+    ]
+    assert all(list(file) == ["/**"] for file in files)
+    assert (parameters["model"], parameters["use_sim_time"]) == ("mine.onnx", True)
+    made = [
+        f"/robot1/{x}/segmenter/output/{y}" for x in ("front", "rear") for y in ("pointcloud/segmentation", "class_map")
+    ]
+    assert nodes["recorder"][1]["topics"] == ",".join(["/front/points", "/rear/points", *made])
+
+
+def test_the_topics_of_several_lidars_follow_one_pattern() -> None:
+    _, nodes = described(lidars="os_left,os_right", points="/sensors/{lidar}/cloud", teacher="true", cameras="front")
+    assert "/os_right/segmenter/input/pointcloud:=/sensors/os_right/cloud" in nodes["segmenter"][0]
+    assert "~/input/pointcloud:=/sensors/os_left/cloud" in nodes["teacher"][0]
+
+
+def test_a_demo_makes_its_drive_and_then_all_that_segments_it_again_and_again(tmp_path: Path) -> None:
+    context = LaunchContext()
+    context.launch_configurations.update({"folder": str(tmp_path), "device": "cpu", "namespace": "robot1"})
+    source = PythonLaunchDescriptionSource(str(SHARE / "launch" / "demo.launch.py"))
+    entities = source.get_launch_description(context).entities
+    for entity in entities:
+        if isinstance(entity, DeclareLaunchArgument):
+            entity.visit(context)
+    (simulate,) = next(e for e in entities if isinstance(e, OpaqueFunction)).visit(context)
+    assert isinstance(simulate, ExecuteProcess) and not isinstance(simulate, Node)
+    command = ["".join(part.perform(context) for part in parts) for parts in simulate.cmd]
+    assert command[-4:] == ["demo", "--only-simulate", "--output", str(tmp_path)]
+    go_on = simulate._ExecuteLocal__on_exit
+    (ended,) = go_on(SimpleNamespace(returncode=2), context)
+    assert isinstance(ended, Shutdown)
+    (segment,) = go_on(SimpleNamespace(returncode=0), context)
+    *settings, included = segment.visit(context)
+    for one in settings:
+        one.visit(context)
+    _, nodes = _described(included.entities, context)
+    assert set(nodes) == {"segmenter", "player"}
+    assert (nodes["player"][1]["bag"], nodes["player"][1]["loop"]) == (str(tmp_path / "drive.mcap"), True)
+    command, parameters = nodes["segmenter"]
+    assert "__ns:=/robot1" in command and "~/input/image:=/camera_0/image_raw/compressed" in command
+    assert (parameters["overlay.compressed"], parameters["device"], parameters["use_sim_time"]) == (True, "cpu", True)
+
+
 # ---- live
+
+
+def test_a_demo_whose_drive_is_there_segments_it_in_a_loop(small_bag: Path, tmp_path: Path) -> None:
+    (tmp_path / "drive.mcap").write_bytes(small_bag.read_bytes())
+    arguments = (f"folder:={tmp_path}", "namespace:=robot1", "device:=cpu", "rate:=0.5")
+    with launched(*arguments, file="demo.launch.py") as launch:
+        heard_until(lambda heard: all(heard[stamp_ns] >= 2 for stamp_ns in STAMPS_NS), launch)
+        launch.ctrl_c()
+        assert not launch.left()
+    clean = re.findall(r"\[(\w+)-\d\]: process has finished cleanly", launch.output)
+    assert sorted(clean) == ["player", "segmenter", "simulate"], launch.output
+    assert "simulating" not in launch.output and "Traceback" not in launch.output
+    assert [path.name for path in tmp_path.iterdir()] == ["drive.mcap"]
 
 
 class Launched:
     """A launch in a process group of its own, as a terminal makes one."""
 
-    def __init__(self, *arguments: str) -> None:
+    def __init__(self, *arguments: str, file: str = LAUNCH_FILE.name) -> None:
         self.output = ""
-        command = ["ros2", "launch", "lidar_semseg_ros", LAUNCH_FILE.name, *arguments]
+        command = ["ros2", "launch", "lidar_semseg_ros", file, *arguments]
         environment = live_environment() | {"PYTHONUNBUFFERED": "1"}
         pipe = subprocess.PIPE
         self.process = subprocess.Popen(
@@ -202,10 +277,10 @@ class Launched:
 
 
 @contextmanager
-def launched(*arguments: str) -> Iterator[Launched]:
+def launched(*arguments: str, file: str = LAUNCH_FILE.name) -> Iterator[Launched]:
     if shutil.which("ros2") is None:
         pytest.skip("there is no ros2 command")
-    launch = Launched(*arguments)
+    launch = Launched(*arguments, file=file)
     try:
         yield launch
     finally:
@@ -250,9 +325,40 @@ def test_a_launch_labels_and_records_a_bag_and_ctrl_c_ends_it_with_a_closed_reco
     assert "class_id" in [field.name for field in labelled[0].fields]
 
 
+def test_a_launch_of_two_lidars_labels_and_records_both(tmp_path: Path) -> None:
+    bag, record = tmp_path / "two.mcap", tmp_path / "record.mcap"
+    with BagWriter(bag) as writer:
+        for stamp_ns in STAMPS_NS:
+            for topic, points in (("/front/points", 500), ("/rear/points", 300)):
+                frame = LidarFrame(stamp_ns=stamp_ns, frame_id="lidar", xyz=room(points, seed=stamp_ns % 7))
+                writer.write_cloud(topic, cloud_from_frame(frame))
+    outputs = {f"/robot1/{name}/segmenter/output/pointcloud/segmentation": name for name in ("front", "rear")}
+    heard: dict[str, set[int]] = {topic: set() for topic in outputs}
+    arguments = (f"bag:={bag}", "loop:=true", "rate:=0.5", f"record:={record}", "namespace:=robot1")
+    with launched(*arguments, "device:=cpu", "lidars:=front,rear") as launch:
+        rclpy.init()
+        try:
+            ear = rclpy.create_node("ear")
+            for topic, stamps in heard.items():
+                ear.create_subscription(PointCloud2, topic, lambda m, s=stamps: s.add(cloud_content(m).stamp_ns), 10)
+            every = set(STAMPS_NS)
+            spin_until(ear, lambda: launch.process.poll() is not None or all(s == every for s in heard.values()), 90)
+        finally:
+            rclpy.try_shutdown()
+        assert launch.process.poll() is None, launch.output
+        launch.ctrl_c()
+        assert not launch.left()
+    assert launch.process.returncode == 0 and "Traceback" not in launch.output
+    with open_bag(record) as recorded:
+        for topic, name in outputs.items():
+            sizes = {len(cloud_content(message.message())) for message in recorded.messages([topic])}
+            assert sizes == {500 if name == "front" else 300}
+
+
 @pytest.mark.parametrize(
     ("arguments", "said"),
     [
+        (["lidars:=front,front"], "--lidars takes different names"),
         (["model:=/none.onnx"], "error: there is no model file /none.onnx"),
         (["bag:=/none.mcap"], "error: there is no recording /none.mcap"),
         (["params_file:=/none.yaml"], "there is no parameter file /none.yaml"),

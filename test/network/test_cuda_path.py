@@ -19,6 +19,7 @@ if not ON_GPU:
 DEVICE = "cuda" if ON_GPU else "cpu"
 
 from random_networks import random_network
+from waiting_calls import outcomes
 
 from lidar_semseg_ros.core.classes import ClassTable
 from lidar_semseg_ros.core.frame import LidarFrame
@@ -84,6 +85,17 @@ def test_kernels_compute_what_the_modules_do_for_several_clouds_at_once(variant:
     for logits, one in zip(found, clouds):
         # Sums of float32 in another order; logits are of order 1.
         assert (logits - by_modules(model, one)).abs().max() < 1e-5
+
+
+@needs_triton
+def test_clouds_of_several_lidars_that_wait_go_into_one_call_and_get_what_they_get_alone() -> None:
+    model = random_network(SMALL)
+    network = CudaWaffleIron(model, torch.float32, DEVICE)
+    clouds = [prepare(cloud(20 - 3 * k, 0.3 + k, seed=k), INPUTS) for k in range(3)]
+    found, calls = outcomes(network.logits_of, network.most_clouds, clouds)
+    assert [len(together) for together in calls] == [1, 2]
+    for logits, one in zip(found, clouds):
+        assert (logits - by_modules(model, one)).abs().max() < 1e-5  # as above
 
 
 def neighbourhoods(

@@ -1,6 +1,10 @@
 from __future__ import annotations
 
+import subprocess
+import sys
 import threading
+
+import pytest
 
 from lidar_semseg_ros.ros.worker import Mailbox, Worker
 
@@ -44,3 +48,36 @@ def test_every_item_is_worked_on_or_displaced_and_work_happens_in_one_thread() -
     worker.stop()
     assert done == [0, 9] and displaced == 8
     assert len(threads) == 1 and threading.get_ident() not in threads
+
+
+COMPUTING = """
+import sys, threading
+import torch
+from lidar_semseg_ros.ros.process import leave
+from lidar_semseg_ros.ros.worker import Worker
+
+started, matrix = threading.Event(), torch.zeros(1500, 1500)
+
+def work(item):
+    started.set()
+    while True:
+        matrix @ matrix
+
+worker = Worker(work)
+worker.put(0)
+started.wait()
+worker.stop(timeout_s=0.1)
+print("said before", end="")
+leave(int(sys.argv[1]))
+"""
+"""A process that ends while its worker is in the middle of PyTorch: by sys.exit, it would be aborted."""
+
+
+@pytest.mark.parametrize("status", [0, 2])
+def test_a_process_whose_worker_still_computes_ends_with_its_status(status: int) -> None:
+    pytest.importorskip("torch", reason="PyTorch is not installed")
+    pytest.importorskip("rclpy", reason="ROS 2 is not installed")
+    ended = subprocess.run(
+        [sys.executable, "-c", COMPUTING, str(status)], capture_output=True, text=True, timeout=60, check=False
+    )
+    assert (ended.returncode, ended.stdout, ended.stderr) == (status, "said before", "")

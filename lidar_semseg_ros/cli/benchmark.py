@@ -1,0 +1,140 @@
+"""How long the stages of a sweep take, and how much memory, as `lidar-semseg bench` tells it."""
+
+from __future__ import annotations
+
+import platform
+import re
+import resource
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from lidar_semseg_ros.core.errors import UserError
+from lidar_semseg_ros.core.frame import PointLabels
+from lidar_semseg_ros.formats.pointcloud2 import CloudContent, labelled_cloud, read_cloud
+from lidar_semseg_ros.network.inputs import prepare
+from lidar_semseg_ros.network.model_file import read_description, write_safetensors
+from lidar_semseg_ros.network.roofline import cost_of, gpu_peak_mb
+from lidar_semseg_ros.network.segmenter import Segmenter
+
+STAGES = ("read", "prepare", "network", "finish", "pack")
+WARM_UP = 3
+CALIBRATION_SWEEPS, CALIBRATION_POINTS = 4, 4000
+
+
+@dataclass(frozen=True, kw_only=True)
+class Timed:
+    """What came of one sweep, and how long each stage took."""
+
+    durations_ms: dict[str, float]
+    labels: PointLabels
+
+
+def write_random_model(path: Path, size: str, like: Path, contents: Sequence[CloudContent]) -> None:
+    """Write a model of random weights whose batch norms have the statistics of these clouds."""
+    from lidar_semseg_ros.distill.batches import Sample, collate
+    from lidar_semseg_ros.distill.train import calibrated, initial_network
+    from lidar_semseg_ros.network.waffleiron import WaffleIronConfig
+
+    found = re.fullmatch(r"WI-(\d+)-(\d+)", size)
+    if found is None:
+        raise UserError(f"--random takes a size such as WI-24-256 (depth, width), but got '{size}'")
+    description = read_description(like)
+    network = WaffleIronConfig(
+        inputs=len(description.inputs.features),
+        depth=int(found[1]),
+        width=int(found[2]),
+        outputs=description.network["outputs"],
+    )
+    prepared = [
+        prepare(read_cloud(content), description.inputs, CALIBRATION_POINTS)
+        for content in contents[:CALIBRATION_SWEEPS]
+    ]
+    if not any(len(one) for one in prepared):
+        raise UserError("no cloud has a point in the model's field of view; choose other ones with --points")
+    batches = [collate([Sample(one, np.zeros(len(one), np.uint8), one.kept)]) for one in prepared if len(one)]
+    model = calibrated(initial_network(network, seed=0), batches)
+    described = replace(description, name=size, network=network.to_mapping(), provenance={"source": "random weights"})
+    write_safetensors(path, model.state_dict(), described)
+
+
+def measured(segmenter: Segmenter, contents: Sequence[CloudContent], sweeps: int) -> dict[str, Any]:
+    """Time sweeps; gives everything that is printed, as JSON takes it."""
+    device, network = segmenter.device, segmenter.description.network
+    for index in range(WARM_UP):
+        labelled(segmenter, contents[index % len(contents)])
+    resident_mb, faults = memory_mb(), page_faults()
+    timed = [labelled(segmenter, contents[index % len(contents)]) for index in range(sweeps)]
+    faults = (page_faults() - faults) // sweeps
+    last_mb = memory_mb()
+    # The kernel counts pages per core and keeps the peak a little behind.
+    memory = {"first": resident_mb, "last": last_mb, "peak": max(peak_memory_mb(), resident_mb, last_mb)}
+    inputs = segmenter.description.inputs
+    prepared = [prepare(read_cloud(content), inputs) for content in contents]
+    costs = [cost_of(network, one) for one in prepared]
+    if segmenter.path.suffix == ".safetensors" and device != "cpu":
+        memory["peak_gpu"] = gpu_peak_mb(device)
+    stages = {stage: [one.durations_ms[stage] for one in timed] for stage in (*STAGES, "total")}
+    return {
+        "model": segmenter.path.name,
+        "network": f"WI-{network['depth']}-{network['width']}",
+        "device": device,
+        "precision": segmenter.backend.precision,
+        "machine": platform.processor() or platform.machine(),
+        "sweeps": sweeps,
+        "points": float(np.mean([len(content) for content in contents])),
+        "kept_points": float(np.mean([len(one) for one in prepared])),
+        "stages_ms": {stage: percentiles(durations) for stage, durations in stages.items()},
+        "gflop": float(np.mean([cost.flops for cost in costs])) / 1e9,
+        "gbyte": float(np.mean([cost.bytes for cost in costs])) / 1e9,
+        "memory_mb": memory,
+        "page_faults": faults,
+    }
+
+
+def labelled(segmenter: Segmenter, content: CloudContent) -> Timed:
+    """Do with one cloud what the node does, from the message's bytes to those of the labelled cloud."""
+    start = segmenter.clock()
+    frame = read_cloud(content, segmenter.config.input.fields)
+    read = segmenter.clock()
+    result = segmenter.segment(frame)
+    labels = segmenter.clock()
+    labelled_cloud(content, frame, result.labels, segmenter.classes.palette(), segmenter.config.output.layout)
+    packed = segmenter.clock()
+    durations_ms = {stage: getattr(result, f"{stage}_ms") for stage in ("prepare", "network", "finish")}
+    durations_ms |= {
+        "read": (read - start) * 1e3,
+        "pack": (packed - labels) * 1e3,
+        "total": (packed - start) * 1e3,
+    }
+    return Timed(durations_ms=durations_ms, labels=result.labels)
+
+
+def memory_mb() -> float:
+    """Tell how much memory the process holds now, in MiB."""
+    pages = int(Path("/proc/self/statm").read_text().split()[1])
+    return pages * resource.getpagesize() / 2**20
+
+
+def forget_peak_memory() -> None:
+    """Let `peak_memory_mb` begin anew."""
+    Path("/proc/self/clear_refs").write_text("5")
+
+
+def peak_memory_mb() -> float:
+    """Tell how much memory the process held at most since it began, in MiB."""
+    # Not by getrusage(), which counts what the process that started this one held.
+    return int(re.findall(r"VmHWM:\s+(\d+) kB", Path("/proc/self/status").read_text())[0]) / 1024
+
+
+def page_faults() -> int:
+    """Count the pages that the process was given since it began."""
+    return resource.getrusage(resource.RUSAGE_SELF).ru_minflt
+
+
+def percentiles(durations_ms: list[float]) -> dict[str, float]:
+    """Give median and 95th percentile."""
+    return {"p50": float(np.median(durations_ms)), "p95": float(np.percentile(durations_ms, 95))}
