@@ -173,7 +173,7 @@ class MaskFolders:
 
     def __init__(self, by_frame: Mapping[str, MaskFiles]) -> None:
         self._by_frame = by_frame
-        self.gives = ("labels",)
+        self.gives: tuple[str, ...] = ("labels",)
         never = [set(files.never_labelled) for files in by_frame.values()]
         self.never_labelled = tuple(sorted(set.intersection(*never)))
 

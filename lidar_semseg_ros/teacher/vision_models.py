@@ -168,7 +168,8 @@ class VisionModel:
         raise self._refusal("segments")
 
     def _refusal(self, wanted: str) -> UserError:
-        return UserError(f"{self.checkpoint.model} gives {' and '.join(self.gives)}, not {wanted}; choose another model")
+        given = " and ".join(self.gives)
+        return UserError(f"{self.checkpoint.model} gives {given}, not {wanted}; choose another model")
 
     @contextlib.contextmanager
     def _reading(self) -> Iterator[None]:

@@ -32,7 +32,11 @@ def test_in_unseen_simulated_buildings_it_sees_as_well_as_its_card_says(teacher:
         (scores,) = teacher.label([CameraImage(stamp_ns=number, frame_id="", pixels=pixels)])
         confusion += confusion_matrix(classes.ravel(), scores.at_full_size().ravel(), 17)
     iou = iou_per_class(confusion)
-    print(mean_iou(confusion), dict(zip(CLASSES.names, iou.round(3).tolist())), np.trace(confusion[:, :17]) / confusion.sum())
+    print(
+        mean_iou(confusion),
+        dict(zip(CLASSES.names, iou.round(3).tolist())),
+        np.trace(confusion[:, :17]) / confusion.sum(),
+    )
     assert mean_iou(confusion) > 0.4
 
 
