@@ -10,13 +10,15 @@ from collections.abc import Callable
 import numpy as np
 import rclpy
 from diagnostic_msgs.msg import DiagnosticArray
+from geometry_msgs.msg import TransformStamped
 from rclpy.qos import QoSProfile, ReliabilityPolicy
 from sensor_msgs.msg import PointCloud2
-from std_msgs.msg import Float64
+from std_msgs.msg import Float64, Header
 
 from lidar_semseg_ros.core.frame import LidarFrame
+from lidar_semseg_ros.core.geometry import quaternion_from_rotation
 from lidar_semseg_ros.formats.pointcloud2 import cloud_from_frame
-from lidar_semseg_ros.ros.messages import cloud_message
+from lidar_semseg_ros.ros.messages import cloud_message, time_message
 
 CLOUDS = "/robot/points"
 LABELLED = "/segmenter/output/pointcloud/segmentation"
@@ -47,6 +49,15 @@ def good_cloud(stamp_ns: int, points: int = 2000) -> PointCloud2:
     xyz = room(points, seed=stamp_ns % 1000)
     xyz[::11] = np.nan
     return cloud_message(cloud_from_frame(LidarFrame(stamp_ns=stamp_ns, frame_id="velodyne", xyz=xyz)))
+
+
+def transform_message(parent: str, child: str, parent_from_child: np.ndarray, stamp_ns: int = 0) -> TransformStamped:
+    """Say a transform (4, 4) as /tf does."""
+    made = TransformStamped(header=Header(stamp=time_message(stamp_ns), frame_id=parent), child_frame_id=child)
+    moved, turned = made.transform.translation, made.transform.rotation
+    moved.x, moved.y, moved.z = (float(v) for v in parent_from_child[:3, 3])
+    turned.x, turned.y, turned.z, turned.w = (float(v) for v in quaternion_from_rotation(parent_from_child[:3, :3]))
+    return made
 
 
 def call(robot: object, kind: object, name: str, request: object) -> object:

@@ -43,7 +43,7 @@ ROS = {
 }
 OTHERS = {
     "core": {"numpy"},
-    "formats": {"numpy", "yaml", "rosbags", "mcap", "PIL"},
+    "formats": {"numpy", "yaml", "rosbags", "apsw", "mcap", "PIL"},
     "network": {"numpy", "numba", "scipy", "torch", "triton", "safetensors", "onnx", "onnxruntime"},
     "teacher": {"numpy", "torch", "transformers", "skimage", "sklearn"},
     "sim": {"numpy", "embreex"},

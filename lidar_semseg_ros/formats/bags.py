@@ -5,7 +5,7 @@ from __future__ import annotations
 import heapq
 import logging
 from collections.abc import Collection, Iterator, Mapping, Sequence
-from contextlib import ExitStack
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from itertools import islice
@@ -69,6 +69,12 @@ LATCHED_QOS = """\
   avoid_ros_namespace_conventions: false
 """
 """Keep last, reliable, transient local, as rosbag2 writes it: in numbers, for Humble knows no names."""
+
+DESCRIBED_TYPES = """\
+CREATE TEMP VIEW message_definitions AS
+SELECT * FROM main.message_definitions WHERE encoding IN ('ros2msg', 'ros2idl')
+"""
+"""Stands before the table of a .db3 file, in which rosbag2 describes the types."""
 
 
 def normalized_type(name: str) -> str:
@@ -287,7 +293,8 @@ class _RosbagsFile:
         self._path = path
         is_ros1 = path.suffix == ".bag"
         self._reader = Ros1Reader(path) if is_ros1 else Ros2Reader(path)
-        self._reader.open()
+        with _undescribed_types_hidden():
+            self._reader.open()
         if isinstance(self._reader, Ros2Reader) and _lacks_index(self._reader):
             self._reader.close()
             raise UserError("it has no index")
@@ -309,6 +316,21 @@ class _RosbagsFile:
 
     def close(self) -> None:
         self._reader.close()
+
+
+@contextmanager
+def _undescribed_types_hidden() -> Iterator[None]:
+    """Let rosbags open a .db3 file with a type of which rosbag2 found no definition, for which it refuses the whole."""
+    import apsw  # with which rosbags opens them
+
+    def hide(database: apsw.Connection) -> None:
+        database.execute(DESCRIBED_TYPES)
+
+    apsw.connection_hooks.append(hide)
+    try:
+        yield
+    finally:
+        apsw.connection_hooks.remove(hide)
 
 
 def _lacks_index(reader: Ros2Reader) -> bool:
@@ -495,6 +517,8 @@ def _opened(path: Path) -> Iterator[_File]:
         raise UserError(f"there is no recording {path}")
     if path.is_dir():
         yield from _opened_folder(path)
+    elif path.suffix == ".zstd":
+        raise UserError(f"{path} is a file that rosbag2 compressed as a whole; give its folder, {path.parent}")
     elif path.suffix not in (".bag", ".mcap", ".db3"):
         raise UserError(f"{path} is no recording; names end on .bag, .mcap or .db3")
     else:
@@ -732,8 +756,10 @@ class BagWriter:
     def close(self) -> None:
         """Write the index and close the file; a second call does nothing."""
         if not self._file.closed:
-            self._writer.finish()
-            self._file.close()
+            try:
+                self._writer.finish()
+            finally:
+                self._file.close()
 
     def __enter__(self) -> BagWriter:
         return self

@@ -21,6 +21,7 @@ from lidar_semseg_ros.core.options import setting
 from lidar_semseg_ros.formats.calibration import CameraCalibration, LidarCalibration, calibration_file, read_calibration
 from lidar_semseg_ros.formats.images import read_camera_info, read_image
 from lidar_semseg_ros.formats.poses import pose_of_message
+from lidar_semseg_ros.ros.drops import LOG_PERIOD_S
 from lidar_semseg_ros.ros.transforms import NoTransformError, Transforms
 from lidar_semseg_ros.teacher.labeller import TakenImage
 from lidar_semseg_ros.teacher.lifting import Trajectory
@@ -152,17 +153,18 @@ class Motion:
         return trajectory, self._where_the_lidar_sits(frame)
 
     def _where_the_lidar_sits(self, frame: LidarFrame) -> np.ndarray:
+        if self._base_frame == frame.frame_id:
+            return np.eye(4)
         if self._base_from_lidar is None:
             try:
-                found = self._transforms().lookup(self._base_frame, frame.frame_id, frame.stamp_ns)
+                self._base_from_lidar = self._transforms().lookup(self._base_frame, frame.frame_id, frame.stamp_ns)
             except UserError as error:
-                found = np.eye(4)
-                if self._base_frame != frame.frame_id:
-                    self._node.get_logger().warning(
-                        f"the poses of '{self._base_frame}' on ~/input/odometry are taken for those of the lidar "
-                        f"'{frame.frame_id}': {error}"
-                    )
-            self._base_from_lidar = found
+                self._node.get_logger().warning(
+                    f"the poses of '{self._base_frame}' on ~/input/odometry are taken for those of the lidar "
+                    f"'{frame.frame_id}': {error}",
+                    throttle_duration_sec=LOG_PERIOD_S,
+                )
+                return np.eye(4)
         return self._base_from_lidar
 
     def _of_tf(self, frame: LidarFrame) -> Trajectory | None:

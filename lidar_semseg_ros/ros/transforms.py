@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import time
+
 import numpy as np
 from rclpy.duration import Duration
 from rclpy.node import Node
@@ -12,6 +14,10 @@ from lidar_semseg_ros.core.geometry import rigid, rotation_from_quaternion
 
 TIMEOUT_S = 0.1
 """How long a lookup waits for a transform that is on its way."""
+SETTLING_S = 3.0
+"""How long after it began to listen a lookup waits for what was told before: its tellers are yet to be discovered."""
+JUMP_NS = 1_000_000_000
+"""Stamps that go back by more than this begin anew, as those of a bag that is played in a loop."""
 
 
 class NoTransformError(UserError):
@@ -34,12 +40,20 @@ class Transforms:
         # With its node, the buffer sees the clock jump and forgets what came before.
         self._buffer = tf2_ros.Buffer(node=node)
         self._listener = tf2_ros.TransformListener(self._buffer, node, spin_thread=False)
+        self._settled_s = time.monotonic() + SETTLING_S
+        self._newest_ns = 0
 
     def lookup(self, target: str, source: str, stamp_ns: int) -> np.ndarray:
         """Give target_from_source (4, 4) at a stamp; NoTransformError says which is missing."""
+        # A bag may begin anew without a clock that tells so: tf2 would take the new transforms for outdated ones.
+        if stamp_ns < self._newest_ns - JUMP_NS:
+            self._buffer.clear()
+            self._newest_ns = stamp_ns
+        self._newest_ns = max(self._newest_ns, stamp_ns)
         when = Time(nanoseconds=stamp_ns)
+        wait = Duration(seconds=max(TIMEOUT_S, self._settled_s - time.monotonic()))
         try:
-            found = self._buffer.lookup_transform(target, source, when, Duration(seconds=TIMEOUT_S)).transform
+            found = self._buffer.lookup_transform(target, source, when, wait).transform
         except self._failure as error:
             raise NoTransformError(
                 f"no transform from '{source}' to '{target}' at the cloud's stamp: {error}"

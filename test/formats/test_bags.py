@@ -1,8 +1,10 @@
 from __future__ import annotations
 
 import logging
+import sqlite3
 import struct
 from collections.abc import Sequence
+from contextlib import closing
 from pathlib import Path
 from typing import Any
 
@@ -141,6 +143,13 @@ def test_file_compressed_by_message_is_read_with_the_metadata_beside_it(tmp_path
         assert texts(bag) == ["x"]
 
 
+def test_file_compressed_as_a_whole_is_read_by_its_folder_and_says_so(tmp_path: Path) -> None:
+    folder = ros2_bag(tmp_path / "bag", [("/a", STRING, 5, text2("x"))], StoragePlugin.MCAP, CompressionMode.FILE)
+    (file,) = folder.glob("*.mcap.zstd")
+    with pytest.raises(UserError, match=r"rosbag2 compressed as a whole; give its folder, .*bag$"):
+        open_bag(file)
+
+
 def test_only_the_wanted_topics_are_read(tmp_path: Path) -> None:
     written = [("/a", STRING, 1, text2("a")), ("/b", STRING, 2, text2("b")), ("/c", STRING, 3, text2("c"))]
     with open_bag(ros2_bag(tmp_path / "bag", written)) as bag:
@@ -183,6 +192,30 @@ def test_unknown_type_does_not_keep_the_others_from_being_read(tmp_path: Path) -
         assert odd.cdr() == b"\x00\x01\x00\x00\x2a", "its bytes can still be played"
         with pytest.raises(UserError, match="/odd: nothing in the bag says what a odd_msgs/msg/Odd looks like"):
             odd.message()
+
+
+@pytest.mark.parametrize("compression", [CompressionMode.NONE, CompressionMode.MESSAGE])
+def test_type_of_which_rosbag2_found_no_definition_does_not_keep_the_others_from_being_read(
+    tmp_path: Path, compression: CompressionMode
+) -> None:
+    path = tmp_path / "bag"
+    writer = Ros2Writer(path, version=9, storage_plugin=StoragePlugin.SQLITE3)
+    writer.set_compression(compression, CompressionFormat.ZSTD)
+    with writer:
+        odd = writer.add_connection("/odd", "odd_msgs/msg/Odd", msgdef="uint8 x", rihs01="RIHS01_0")
+        known = writer.add_connection("/a", STRING, typestore=ROS2)
+        writer.write(odd, 1, b"\x00\x01\x00\x00\x2a")
+        writer.write(known, 2, ROS2.serialize_cdr(text2("known"), STRING))
+    # As Jazzy's rosbag2 writes it, which knows the type by name alone.
+    with closing(sqlite3.connect(path / "bag.db3")) as database, database:
+        database.execute(
+            "UPDATE message_definitions SET encoding = '', encoded_message_definition = '' WHERE topic_type LIKE 'odd%'"
+        )
+    with open_bag(path) as bag:
+        assert bag.topics == {"/odd": "odd_msgs/msg/Odd", "/a": STRING}
+        assert texts(bag, ["/a"]) == ["known"]
+        (odd_message,) = bag.messages(["/odd"])
+        assert odd_message.cdr() == b"\x00\x01\x00\x00\x2a", "its bytes can still be played"
 
 
 def test_definition_that_cannot_be_parsed_costs_only_its_own_topic(

@@ -46,7 +46,7 @@ LABELLED = "/teacher/output/pointcloud/pseudo_labels"
 class AllKnowing:
     """Sees the exact class of every pixel, by the image's frame and its stamp within a lap."""
 
-    gives, never_labelled = "labels", ()
+    gives, never_labelled = ("labels",), ()
 
     def __init__(self, frames: Sequence[SimulatedFrame]) -> None:
         self.asked = 0
