@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import socket
+from dataclasses import replace
 from itertools import islice
 from pathlib import Path
 
@@ -14,9 +15,11 @@ torch = pytest.importorskip("torch", reason="PyTorch is not installed")
 
 from lidar_semseg_ros.core.frame import LidarFrame
 from lidar_semseg_ros.core.metrics import confusion_matrix, iou_per_class, mean_iou
+from lidar_semseg_ros.core.sensor import SensorConfig
 from lidar_semseg_ros.formats.config_files import class_table, package_share
 from lidar_semseg_ros.formats.loose_scans import read_scan
 from lidar_semseg_ros.network.inputs import prepare
+from lidar_semseg_ros.network.plausibility import doubt
 from lidar_semseg_ros.network.segmenter import Segmenter, SegmenterConfig
 
 MODELS = package_share() / "models"
@@ -53,6 +56,20 @@ def test_on_unseen_simulated_buildings_it_is_as_good_as_its_card_says(segmenter:
     # The card gives 53 % over 25 drives; three buildings vary.
     assert mean_iou(confusion) > 0.4
     assert iou[CLASSES.id_of("floor")] > 0.85 and iou[CLASSES.id_of("ceiling")] > 0.85 and iou[0] > 0.65
+
+
+@pytest.mark.parametrize(("seed", "lidar"), [(900, "OS1-64"), (902, "OS1-64"), (905, "VLP-16"), (907, "VLP-16")])
+def test_by_its_labels_a_sensor_that_hangs_upside_down_is_noticed_and_one_that_does_not_is_not(
+    segmenter: Segmenter, seed: int, lidar: str
+) -> None:
+    pytest.importorskip("embreex", reason="the simulator's ray caster is not installed (extra [sim])")
+    from lidar_semseg_ros.sim.drive import SimConfig, drive
+
+    upright = next(iter(drive(SimConfig(lidar=lidar, cameras=0, frames=1, seed=seed)))).frame
+    hanging = replace(upright, xyz=upright.xyz * np.float32([1, -1, -1]))
+    inputs, sensor = segmenter.description.inputs, SensorConfig()
+    said = [doubt(frame, segmenter.segment(frame).labels, CLASSES, inputs, sensor) for frame in (upright, hanging)]
+    assert said[0] == "" and "hangs upside down" in said[1]
 
 
 def test_it_finds_floor_and_ceiling_of_a_real_room(segmenter: Segmenter, shared_data: Path) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 
+from lidar_semseg_ros.core.classes import ClassTable
 from lidar_semseg_ros.core.frame import UNLABELLED, LidarFrame, PointLabels
 from lidar_semseg_ros.core.sensor import SensorConfig, normalised_intensity
 from lidar_semseg_ros.network.inputs import InputConfig
@@ -15,13 +16,28 @@ UNIT_FACTOR = 8.0
 MOSTLY = 0.5
 """Where a larger share of the returns lies outside the model's field of view, the sensor is mounted otherwise."""
 
+HIGH_M, SEEN = 0.5, 0.003
+"""A lidar on a robot is not so much nearer to the ceiling than to the floor, where it sees such shares of both."""
 
-def doubt(frame: LidarFrame, labels: PointLabels, inputs: InputConfig, sensor: SensorConfig) -> str:
-    """Say what about a labelled sweep is suspicious, and which setting mends it; '' if nothing is."""
+
+def doubt(
+    frame: LidarFrame,
+    labels: PointLabels,
+    classes: ClassTable,
+    inputs: InputConfig,
+    sensor: SensorConfig,
+    is_levelled: bool = False,
+) -> str:
+    """Say what about a labelled sweep is suspicious, and which setting mends it; '' if nothing is.
+
+    is_levelled: a transform told how the sensor stands.
+    """
     returned = frame.has_return()
     if not returned.any():
         return "no point of the cloud is a return: all are NaN or at the origin"
-    return _doubtful_intensity(frame, returned, inputs, sensor) or _doubtful_pose(labels, returned, inputs)
+    found = _doubtful_intensity(frame, returned, inputs, sensor) or _doubtful_pose(labels, returned, inputs)
+    is_told = is_levelled or sensor.roll or sensor.pitch or sensor.sensor_height
+    return found or ("" if is_told else _doubtful_side(frame, labels, returned, classes))
 
 
 def _doubtful_intensity(frame: LidarFrame, returned: np.ndarray, inputs: InputConfig, sensor: SensorConfig) -> str:
@@ -48,4 +64,21 @@ def _doubtful_pose(labels: PointLabels, returned: np.ndarray, inputs: InputConfi
         f"{outside:.0%} of the points get no label: the model looks at x × y × z of {box} m around a level sensor; "
         f"if it is tilted or hangs upside down, set input.roll and input.pitch (3.14159 for upside down) or "
         f"input.level_frame; else choose a model for such places, or look at min_score and input.range"
+    )
+
+
+def _doubtful_side(frame: LidarFrame, labels: PointLabels, returned: np.ndarray, classes: ClassTable) -> str:
+    """Doubt that up is up where the ceiling is much nearer than the floor."""
+    if not {"floor", "ceiling"} <= set(classes.names):
+        return ""
+    floor, ceiling = (returned & (labels.class_id == classes.id_of(name)) for name in ("floor", "ceiling"))
+    if min(floor.sum(), ceiling.sum()) < SEEN * returned.sum():
+        return ""
+    below_m, above_m = -float(np.median(frame.xyz[floor, 2])), float(np.median(frame.xyz[ceiling, 2]))
+    if below_m < above_m + HIGH_M:
+        return ""
+    return (
+        f"the ceiling is {above_m:.1f} m above the sensor, but the floor {below_m:.1f} m below, as for a sensor that "
+        "hangs upside down: if it does, set input.roll to 3.14159 or input.level_frame; if it is mounted that high, "
+        "say so by input.sensor_height"
     )

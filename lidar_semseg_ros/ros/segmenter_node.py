@@ -229,7 +229,8 @@ class SegmenterNode(Node):
 
     def _look_at(self, frame: LidarFrame, result: Segmentation) -> None:
         """Draw the overlay if somebody watches, and say if the labels are hardly to be trusted."""
-        said = doubt(frame, result.labels, self._segmenter.description.inputs, self._config.input)
+        sensor, inputs = self._config.input, self._segmenter.description.inputs
+        said = doubt(frame, result.labels, self._segmenter.classes, inputs, sensor, bool(sensor.level_frame))
         if said:
             self.get_logger().warning(said, throttle_duration_sec=12 * LOG_PERIOD_S)
         if self._overlay.wanted():
