@@ -7,8 +7,9 @@ import json
 import os
 import sys
 import time
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ProcessPoolExecutor, as_completed
+from contextlib import contextmanager
 from dataclasses import dataclass
 from multiprocessing import get_context
 from pathlib import Path
@@ -25,6 +26,7 @@ from lidar_semseg_ros.distill.study import (
     FINE,
     TAUGHT,
     UNFILTERED,
+    UNSEEN,
     Comparison,
     Finding,
     MiouOf,
@@ -40,8 +42,6 @@ from lidar_semseg_ros.view.bars import Bar, bars
 from lidar_semseg_ros.view.paint import save_png
 from lidar_semseg_ros.view.report import Picture, Table, html_report, text_table
 
-UNSEEN = 100
-"""Added to the number of a building that is tested in, so that more buildings to learn in do not change it."""
 UNGATED = ("--voting-min-confidence", "0", "--voting-min-share", "0", "--voting-min-agreement", "0")
 
 
@@ -80,7 +80,9 @@ def run(args: argparse.Namespace) -> None:
     chains = runs.trained_and_tested(_needed(wanted))
     _carry_out(chains, folder, config.workers, "training")
     minutes = (time.monotonic() - begin) / 60
-    print(f"{sum(map(len, chains))} commands with {config.workers} at the same time: {minutes:.0f} minutes now")
+    print(
+        f"{len(chains)} models and what they begin with, {config.workers} at the same time: {minutes:.0f} minutes now"
+    )
     _report(folder, config, wanted, runs)
 
 
@@ -211,20 +213,31 @@ def _carry_out(chains: Sequence[Sequence[Command]], folder: Path, workers: int, 
     chains = [chain for chain in chains if not all(command.output.exists() for command in chain)]
     logs = folder / "logs"
     # Fresh processes: torch's threads do not survive a fork.
-    with ProcessPoolExecutor(workers, mp_context=get_context("spawn"), initializer=_one_core) as pool:
+    with _one_core_each(), ProcessPoolExecutor(workers, mp_context=get_context("spawn")) as pool:
         running = [pool.submit(_carried_out, chain, logs) for chain in chains]
         try:
             bar = tqdm(as_completed(running), total=len(running), unit=unit, disable=None, file=sys.stderr)
             for one in bar:
                 one.result()
-        except BaseException:
-            pool.shutdown(cancel_futures=True)
+        except UserError as error:
+            tqdm.write(f"{error}; what else runs is finished, then the study ends", file=sys.stderr)
             raise
+        finally:
+            pool.shutdown(cancel_futures=True)
 
 
-def _one_core() -> None:
-    # Before the libraries that read it are imported.
+@contextmanager
+def _one_core_each() -> Iterator[None]:
+    """Have the processes that are started meanwhile compute with one thread; libraries read that as they load."""
+    before = os.environ.get("OMP_NUM_THREADS")
     os.environ["OMP_NUM_THREADS"] = "1"
+    try:
+        yield
+    finally:
+        if before is None:
+            del os.environ["OMP_NUM_THREADS"]
+        else:
+            os.environ["OMP_NUM_THREADS"] = before
 
 
 def _carried_out(chain: Sequence[Command], logs: Path) -> None:
@@ -268,8 +281,9 @@ def _report(folder: Path, config: StudyConfig, wanted: dict[str, Comparison], ru
         tables = [_table(comparison, runs.miou), *([_findings_table(said)] if said else [])]
         if name == "labels":
             tables.insert(1, _loop_table(comparison, runs))
-        sections += [*tables, _picture(comparison, runs.miou)]
-        save_png(folder / f"{name}.png", _picture(comparison, runs.miou).pixels)
+        picture = _picture(comparison, runs.miou)
+        sections += [*tables, picture]
+        save_png(folder / f"{name}.png", picture.pixels)
         found["comparisons"][name] = _figures(comparison, runs.miou, said)
         for table in tables:
             print(f"\n{table.title}\n{text_table(table.header, table.rows)}")

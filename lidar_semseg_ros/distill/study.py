@@ -20,12 +20,16 @@ PROBE, FEW, FULL = "probe", "few-shot", "full"
 """How a network is brought to classes: its last layer from all exact labels, all of it from few, all of it at once."""
 
 
+UNSEEN = 100
+"""Added to the number of a building that is tested in, so that more buildings to learn in do not change it."""
+
+
 @dataclass(frozen=True, kw_only=True)
 class StudyConfig:
     """The budget of a study."""
 
     teacher: str = setting("teacher-small", "the vision teacher: a shipped one, or a folder; it must know features too")
-    buildings: int = setting(8, "buildings to learn in, one drive with two cameras each", minimum=2)
+    buildings: int = setting(8, "buildings to learn in, one drive with two cameras each", minimum=2, maximum=UNSEEN)
     unseen: int = setting(4, "other buildings to test in", minimum=1)
     frames: int = setting(20, "sweeps of each drive", minimum=5)
     speed_mps: float = setting(3.0, "speed of the drives: fast, for few sweeps are to show much", minimum=0.1)
@@ -39,6 +43,10 @@ class StudyConfig:
     seeds: int = setting(3, "repetitions, with other weights and other draws", minimum=1)
     workers: int = setting(2, "trainings at the same time, each on one core", minimum=1)
     only: str = setting("", "comparisons to make, comma-separated; empty: all")
+
+    def __post_init__(self) -> None:
+        if not 0 < self.share <= 1:
+            raise UserError(f"setting 'share' must lie above 0 and at most at 1, but got {self.share}")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -196,8 +204,8 @@ class Finding:
 
     @property
     def holds(self) -> bool:
-        """Whether the study bears the claim out."""
-        return self.agree == self.seeds and self.mean > self.deviation
+        """Whether the study bears the claim out; a single repetition bears out nothing."""
+        return self.seeds > 1 and self.agree == self.seeds and self.mean > self.deviation
 
 
 MiouOf = Callable[[str, str], np.ndarray]

@@ -17,7 +17,7 @@ MOSTLY = 0.5
 """Where a larger share of the returns lies outside the model's field of view, the sensor is mounted otherwise."""
 
 HIGH_M, SEEN = 0.5, 0.003
-"""A lidar on a robot is not so much nearer to the ceiling than to the floor, where it sees such shares of both."""
+"""A lidar on a robot is hardly so much nearer to the ceiling than to the floor, where it sees such shares of both."""
 
 
 def doubt(

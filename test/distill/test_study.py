@@ -75,6 +75,18 @@ def test_a_claim_does_not_hold_by_chance() -> None:
         assert not found.holds
 
 
+def test_a_single_repetition_bears_out_nothing() -> None:
+    miou = {"w": np.array([0.9]), "o": np.array([0.1])}
+    (found,) = findings(table("with", "without"), lambda name, _: miou[name])
+    assert found.mean == pytest.approx(0.8) and not found.holds
+
+
+def test_buildings_to_learn_in_and_to_test_in_are_others_and_shares_are_shares() -> None:
+    for wrong in ({"buildings": 101}, {"share": 0.0}, {"share": 1.5}):
+        with pytest.raises(UserError, match=next(iter(wrong))):
+            from_mapping(StudyConfig, wrong)
+
+
 def test_one_value_has_no_deviation() -> None:
     assert deviation(np.array([0.4])) == 0.0
     assert deviation(np.array([1.0, 3.0])) == pytest.approx(np.sqrt(2))
