@@ -32,12 +32,10 @@ def test_in_unseen_simulated_buildings_it_sees_as_well_as_its_card_says(teacher:
         (scores,) = teacher.label([CameraImage(stamp_ns=number, frame_id="", pixels=pixels)])
         confusion += confusion_matrix(classes.ravel(), scores.at_full_size().ravel(), 17)
     iou = iou_per_class(confusion)
-    print(
-        mean_iou(confusion),
-        dict(zip(CLASSES.names, iou.round(3).tolist())),
-        np.trace(confusion[:, :17]) / confusion.sum(),
-    )
-    assert mean_iou(confusion) > 0.4
+    # The card's 39 %, which another machine's arithmetic may miss by little.
+    assert mean_iou(confusion) > 0.37
+    assert np.trace(confusion[:, :17]) / confusion.sum() > 0.8
+    assert min(iou[CLASSES.id_of(name)] for name in ("wall", "floor", "ceiling")) > 0.8
 
 
 def test_it_names_every_class_and_gives_features_for_distillation(teacher: Teacher) -> None:
