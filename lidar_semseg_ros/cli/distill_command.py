@@ -101,10 +101,7 @@ def _run(plan: Plan, output: Path, world: World, command: str) -> None:
 
     def on_best(steps: int, network: WaffleIron, miou: float) -> None:
         said = f"mIoU {miou:.4f} on {', '.join(recording.name for recording in kept_apart)}"
-        try:
-            write(output.with_suffix(".best.safetensors"), network, {"steps": str(steps), "validation": said})
-        except UserError as error:
-            tqdm.write(f"warning: {error}", file=sys.stderr)
+        write(output.with_suffix(".best.safetensors"), network, {"steps": str(steps), "validation": said})
 
     with tqdm(total=config.steps, unit="step", file=sys.stderr, disable=True if world.rank else None) as bar:
 
@@ -132,7 +129,9 @@ def _write_model(path: Path, network: WaffleIron, description: ModelDescription)
         write_safetensors(part, network.state_dict(), description)
         part.replace(path)
     except UserError as error:
-        raise UserError(f"{error}; nothing is lost, for the same command goes on from its checkpoint") from error
+        raise UserError(
+            f"{error}; the same command then goes on from its checkpoint, if it has left one, and writes this again"
+        ) from error
     finally:
         part.unlink(missing_ok=True)
 
@@ -236,11 +235,13 @@ def _provenance(
 
 def _draw(losses: Path, picture: Path) -> None:
     """Draw the losses, and below them what validation said, with lines between its steps."""
+    from lidar_semseg_ros.distill.distillation import VALIDATION_COLUMN
+
     with losses.open(newline="") as file:
         rows = list(csv.DictReader(file))
-    names = [name for name in rows[0] if name not in ("step", "learning_rate", "gradient", "validation_miou")]
+    names = [name for name in rows[0] if name not in ("step", "learning_rate", "gradient", VALIDATION_COLUMN)]
     drawn = [curves({name: [float(row[name]) for row in rows] for name in names})]
-    found = [(int(row["step"]), float(row["validation_miou"])) for row in rows if row.get("validation_miou")]
+    found = [(int(row["step"]), float(row[VALIDATION_COLUMN])) for row in rows if row.get(VALIDATION_COLUMN)]
     if found:
         steps, miou = zip(*found)
         drawn.append(curves({"validation mIoU": np.interp(np.arange(len(rows)), steps, miou).tolist()}))

@@ -159,6 +159,8 @@ def _opened(
 ) -> Iterator[JudgedRecording | JudgedSequences]:
     """Open a bag, or what was chosen of a data set."""
     if data_set_at(path) is not None:
+        if topic is not None:
+            raise UserError(f"--topic chooses among the clouds of a bag, but {path} is of a data set; leave it out")
         sources = single_sequences(from_mapping(SourceConfig, {"path": str(path), "labels": "exact", **chosen}))
         cache = Path(DistillConfig().cache).expanduser() / "recordings"
         yield JudgedSequences([open_recording(source, cache, images=False) for source in sources], classes)

@@ -101,8 +101,9 @@ def distill(
 
     The run goes on from its checkpoint if there is one. on_step(step, losses) is called after every step. validation
     gives the mean IoU of a network, and is asked every config.validate steps and at the end; on_best(steps, network,
-    mean IoU) is called when that was better than ever; both in the first process only. UserError if a loss is no
-    number; the batch is saved and named.
+    mean IoU) is called when that was better than ever; both in the first process only. What on_best raises
+    ends the run, and the next one judges that step again. UserError if a loss is no number; the batch is saved and
+    named.
     """
     run = _Run(student, config, world, files)
     begin = run.resumed()
@@ -200,6 +201,7 @@ class _Run:
         network = self._averaged_network(step + 1, batches)
         miou = validation(network)
         if not any(miou <= row[-1] for row in self._rows):
+            # First, so that no checkpoint knows of a best network that could not be kept.
             on_best(step + 1, network, miou)
         self._rows[-1][-1] = miou
         self._files.show(step, [VALIDATION_COLUMN], [miou])

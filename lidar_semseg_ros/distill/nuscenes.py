@@ -42,10 +42,18 @@ def is_at(path: Path) -> bool:
 
 
 def sequences(path: Path) -> dict[str, int]:
-    """Count the key frames of each scene, by VERSION/SCENE; empty where the path is a scene."""
+    """Count the key frames of each scene, by VERSION/SCENE; empty where the path is a scene.
+
+    UserError if the folder holds several versions: the same scene may be in two of them, and some have no labels.
+    """
+    versions = _versions(path)
+    if len(versions) > 1:
+        raise UserError(
+            f"{path} holds several versions of nuScenes; name one of them, {' or '.join(map(str, versions))}, as path"
+        )
     return {
         str((version / scene["name"]).relative_to(path)): int(scene["nbr_samples"])
-        for version in _versions(path)
+        for version in versions
         for scene in sorted(_rows(version, "scene"), key=lambda row: str(row["name"]))
     }
 
@@ -71,7 +79,7 @@ class NuScenesScene:
         if source.labels != "none":
             self._require_labels(source, version)
             self.classes = class_table(TABLE)
-            self._remap = np.array(said["remap"], np.uint8)
+            self._remap = _class_ids(version)
         self.base_from_lidar = np.reshape(said["base_from_lidar"], (4, 4))
         self._cameras = said["cameras"]
         self.trajectory: Trajectory | None = Trajectory(
@@ -148,7 +156,10 @@ def _of_scene(version: Path, scene: str, folder: Path) -> dict[str, Any]:
             part.rename(folder)
         except OSError as error:
             if not folder.is_dir():  # else another process was faster
-                raise UserError(f"cannot lay {version} out in {folder.parent}: {error}; set another 'cache'") from error
+                raise UserError(
+                    f"cannot lay {version} out in {folder.parent}: {error}; this folder must be writable and have room "
+                    "(only `distill` can take another one, by 'cache')"
+                ) from error
         except (KeyError, TypeError, ValueError) as error:
             raise UserError(f"the tables of {version} do not fit together ({error!r}); unpack them anew") from error
         finally:
@@ -192,15 +203,13 @@ def _scenes(version: Path) -> dict[str, dict[str, Any]]:
         row["token"]: row for row in _rows(version, "ego_pose", ("token", {row["ego_pose_token"] for row in seen}))
     }
     labels: dict[str, str] = {}
-    remap: list[int] = []
     if (version / "lidarseg.json").is_file():
         labels = {row["sample_data_token"]: row["filename"] for row in _rows(version, "lidarseg")}
-        remap = _class_ids(version).tolist()
     by_scene = defaultdict(list)
     for row in seen:
         by_scene[scene_of[row["sample_token"]]].append(row)
     return {
-        scene["name"]: {**_scene(by_scene[scene["token"]], stands, poses, labels), "remap": remap}
+        scene["name"]: _scene(by_scene[scene["token"]], stands, poses, labels)
         for scene in _rows(version, "scene")
         if by_scene[scene["token"]]
     }
@@ -254,15 +263,21 @@ def _rigid(row: Mapping[str, Any]) -> np.ndarray:
 
 
 def _class_ids(version: Path) -> np.ndarray:
-    """Give the class id of each byte in the files of labels: (256,) uint8; their meaning is in category.json."""
+    """Give the class id of each byte in the files of labels: (256,) uint8; their meaning is in category.json.
+
+    Never from the cache, for it also depends on our own map of labels and table of classes.
+    """
     path = config_file("labels", "nuscenes", "map of labels")
     meant = ClassMap.from_mapping(read_yaml(path), source=str(path))
     table = class_table(TABLE)
     target = {name: meant.targets[number] for number, names in meant.names.items() for name in names}
     ids = np.full(256, UNLABELLED, np.uint8)
     categories = _rows(version, "category")
-    if not all("index" in row for row in categories):
-        raise UserError(f"{version}/category.json has no 'index'; take the one that comes with nuScenes-lidarseg")
+    lacking = [key for key in ("index", "name") if not all(key in row for row in categories)]
+    if lacking:
+        raise UserError(
+            f"{version}/category.json has no '{lacking[0]}'; take the one that comes with nuScenes-lidarseg"
+        )
     twice = [index for index, count in Counter(row["index"] for row in categories).items() if count > 1]
     unknown = [row["name"] for row in categories if row["name"] not in target]
     if twice or unknown:

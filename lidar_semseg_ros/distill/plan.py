@@ -170,7 +170,7 @@ class Plan:
 def read_plan(path: Path, overrides: Mapping[str, Any], *, data: Sequence[str] = (), start: Path | None = None) -> Plan:
     """Read a training configuration; overrides are settings by dotted name, `data` replaces the list of `train`.
 
-    UserError names the file and the entry that is unknown or wrong.
+    UserError names the file and the entry that is unknown or wrong, or --data.
     """
     values = read_yaml(path)
     unknown = sorted(set(values) - set(PARTS))
@@ -183,9 +183,9 @@ def read_plan(path: Path, overrides: Mapping[str, Any], *, data: Sequence[str] =
     classes = class_table(values["classes"]) if config.objectives.pseudo_labels and values.get("classes") else None
     if config.objectives.pseudo_labels and classes is None:
         raise UserError(f"{path} names no 'classes', which labels are learned for; add 'classes: indoor17' or yours")
-    splits = {name: _sources(path, name, values.get(name) or []) for name in SPLITS}
+    splits = {name: _sources(f"{path}, '{name}'", values.get(name) or []) for name in SPLITS}
     if data:
-        splits["train"] = _sources(path, "train", list(data))
+        splits["train"] = _sources("--data", list(data))
     return Plan(
         classes=classes,
         start=start,
@@ -203,9 +203,9 @@ def _flat(values: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
     return flat
 
 
-def _sources(path: Path, split: str, entries: Any) -> tuple[SourceConfig, ...]:
+def _sources(given_by: str, entries: Any) -> tuple[SourceConfig, ...]:
     if not isinstance(entries, list) or not all(isinstance(entry, (str, Mapping)) for entry in entries):
-        raise UserError(f"{path}: '{split}' must be a list of paths or of 'path: …' entries")
+        raise UserError(f"{given_by}: must be a list of paths or of 'path: …' entries")
     try:
         return tuple(
             source
@@ -215,4 +215,4 @@ def _sources(path: Path, split: str, entries: Any) -> tuple[SourceConfig, ...]:
             )
         )
     except UserError as error:
-        raise UserError(f"{path}, '{split}': {error}") from error
+        raise UserError(f"{given_by}: {error}") from error

@@ -26,6 +26,7 @@ from lidar_semseg_ros.cli.main import main
 from lidar_semseg_ros.core.classes import ClassTable
 from lidar_semseg_ros.distill import run_files
 from lidar_semseg_ros.distill.distillation import _Run
+from lidar_semseg_ros.distill.validation import Validation
 from lidar_semseg_ros.network.model_file import read_description, read_safetensors
 from lidar_semseg_ros.network.segmenter import Segmenter, SegmenterConfig
 from lidar_semseg_ros.view.curve import HEIGHT
@@ -194,6 +195,41 @@ def test_a_model_for_which_there_is_no_room_is_written_by_the_same_command_again
         idle.setattr(_Run, "step", lambda *_: pytest.fail("a step was done again"))
         main(["distill", str(config), "-o", str(model), "--steps", "3"])
     assert model.exists() and len(losses(model)) == 3 and not (tmp_path / "s.checkpoint").exists()
+
+
+def test_a_best_model_for_which_there_is_no_room_is_written_by_the_same_command_again(
+    bag: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    write_taught(tmp_path / "apart.mcap", sweeps=2, points=300, seed=9)
+    plan = write_config(tmp_path / "plan.yaml", [bag], tmp_path / "cache", validate=3, checkpoint=2)
+    written = yaml.safe_load(plan.read_text()) | {"validation": [str(tmp_path / "apart.mcap")]}
+    plan.write_text(yaml.safe_dump(written))
+    whole, full = tmp_path / "whole.safetensors", tmp_path / "full.safetensors"
+    # No later network is better, so it is the first one that has to be written.
+    monkeypatch.setattr(Validation, "miou", lambda *_: 0.5)
+    main(["distill", str(plan), "-o", str(whole), "--steps", "6"])
+    capsys.readouterr()
+
+    def no_room(*_: object, **__: object) -> None:
+        raise SafetensorError("I/O error: No space left on device (os error 28)")
+
+    with monkeypatch.context() as disk:
+        disk.setattr(safetensors.torch, "save_file", no_room)
+        with pytest.raises(SystemExit) as ended:
+            main(["distill", str(plan), "-o", str(full), "--steps", "6"])
+    said = capsys.readouterr()
+    error = said.err.strip().splitlines()[-1]
+    assert ended.value.code == 2 and "full.best" in error and "goes on from its checkpoint" in error
+    assert "best on" not in said.out
+    assert torch.load(tmp_path / "full.checkpoint", weights_only=True)["steps"] == 2 and not full.exists()
+    assert not list(tmp_path.glob("full.best*"))
+    main(["distill", str(plan), "-o", str(full), "--steps", "6"])
+    assert losses(full) == losses(whole) and validated(full) == validated(whole) == {2: 0.5, 5: 0.5}
+    for one, other in ((whole, full), (tmp_path / "whole.best.safetensors", tmp_path / "full.best.safetensors")):
+        (first, about), (second, again) = read_safetensors(one), read_safetensors(other)
+        assert all(bool((first[key] == second[key]).all()) for key in first)
+        assert about.provenance.get("steps") == again.provenance.get("steps")
+    assert read_description(tmp_path / "full.best.safetensors").provenance["steps"] == "3"
 
 
 def test_two_processes_learn_as_one_with_twice_the_batch(config: Path, tmp_path: Path) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import pickle
+import shutil
 from itertools import count
 from pathlib import Path
 from typing import Any
@@ -17,11 +18,13 @@ from lidar_semseg_ros.cli.main import main
 from lidar_semseg_ros.core.errors import UserError
 from lidar_semseg_ros.core.frame import UNLABELLED
 from lidar_semseg_ros.core.geometry import invert_rigid, quaternion_from_rotation, transform_points
+from lidar_semseg_ros.distill import nuscenes
 from lidar_semseg_ros.distill.data_sets import single_sequences
 from lidar_semseg_ros.distill.mixture import require_separate_splits
 from lidar_semseg_ros.distill.plan import read_plan
 from lidar_semseg_ros.distill.recordings import Recording, SourceConfig
 from lidar_semseg_ros.distill.sources import open_recording
+from lidar_semseg_ros.formats.config_files import config_file
 from lidar_semseg_ros.formats.images import jpeg_bytes
 from lidar_semseg_ros.teacher.lifting import points_in_camera
 
@@ -262,6 +265,49 @@ def test_the_tables_of_nuscenes_are_laid_out_once(tmp_path: Path, monkeypatch: p
     assert before == {file: file.stat().st_mtime_ns for file in laid_out.iterdir()} and len(list(cache.iterdir())) == 1
 
 
+def test_one_of_several_versions_of_nuscenes_is_to_be_named(tmp_path: Path) -> None:
+    root = write_nuscenes(tmp_path / "nuscenes")
+    shutil.copytree(root / "v1.0-tiny", root / "v1.0-whole")
+    for sequence in ("", "scene-0001", "v1.0-tiny/*"):
+        with pytest.raises(UserError, match=r"several versions.*/v1\.0-tiny or .*/v1\.0-whole, as path"):
+            single_sequences(source(root, sequence=sequence))
+    for one in ("v1.0-tiny", "v1.0-whole"):
+        scenes = [Path(scene.path) for scene in single_sequences(source(root / one))]
+        assert scenes == [root / one / "scene-0001", root / one / "scene-0002"]
+    assert len(open_recording(source(root / "v1.0-tiny" / "scene-0001"), tmp_path / "cache", images=False)) == 2
+
+
+def test_another_map_of_labels_holds_for_scenes_that_are_laid_out_already(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    scene, cache = write_nuscenes(tmp_path / "nuscenes") / "v1.0-tiny" / "scene-0001", tmp_path / "cache"
+    before = open_recording(source(scene), cache, images=False).sweep(0).class_id
+    said = yaml.safe_load(config_file("labels", "nuscenes", "map of labels").read_text())
+    said["ignore"] |= said["map"].pop("trailer")
+    (tmp_path / "other.yaml").write_text(yaml.safe_dump(said))
+    monkeypatch.setattr(nuscenes, "config_file", lambda *_: tmp_path / "other.yaml")
+    after = open_recording(source(scene), cache, images=False).sweep(0).class_id
+    trailer = CATEGORIES.index("vehicle.trailer")
+    assert before[trailer] == CHALLENGE[trailer] - 1 and after[trailer] == UNLABELLED
+    assert np.flatnonzero(before != after).tolist() == [trailer] and len(list(cache.iterdir())) == 1
+
+
+def test_a_cache_that_cannot_be_written_is_said_in_words_that_hold_for_every_command(tmp_path: Path) -> None:
+    root = write_nuscenes(tmp_path / "nuscenes")
+    (tmp_path / "cache").touch()
+    with pytest.raises(UserError, match=r"cannot lay .*v1\.0-tiny out in .*cache: .*; this folder must be writable"):
+        open_recording(source(root, sequence="scene-0001"), tmp_path / "cache", images=False)
+
+
+def test_a_topic_is_refused_for_a_data_set(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    pytest.importorskip("torch", reason="PyTorch is not installed")
+    write_itc(tmp_path / "05", ["1"], [0])
+    with pytest.raises(SystemExit) as ended:
+        main(["evaluate", "indoor-small", str(tmp_path / "05"), "--topic", "/points"])
+    said = capsys.readouterr().err
+    assert ended.value.code == 2 and "--topic chooses among the clouds of a bag, but" in said and "leave it out" in said
+
+
 def test_what_nuscenes_lacks_is_said(tmp_path: Path) -> None:
     root, cache = write_nuscenes(tmp_path / "a", lidarseg=False), tmp_path / "cache"
     scene = root / "v1.0-tiny" / "scene-0001"
@@ -304,6 +350,7 @@ def test_files_of_nuscenes_that_do_not_fit_together_are_named(tmp_path: Path) ->
         recording.sweep(0)
     for written, said in (
         ([{"name": "vehicle.car"}], r"category\.json has no 'index'"),
+        ([{"index": 0}], r"category\.json has no 'name'"),
         ([{"name": "vehicle.boat", "index": 0}], r"knows no vehicle\.boat"),
         ([{"name": "vehicle.car", "index": 3}, {"name": "animal", "index": 3}], "ambiguous for index 3"),
     ):
@@ -386,6 +433,20 @@ def test_a_training_configuration_keeps_sequences_of_one_folder_apart(tmp_path: 
                 require_separate_splits(splits)
         else:
             require_separate_splits(splits)
+
+
+def test_what_is_wrong_with_sources_is_said_with_where_they_were_given(tmp_path: Path) -> None:
+    write_itc(tmp_path / "train" / "01", ["0"], [0])
+    plan, start = tmp_path / "plan.yaml", tmp_path / "model.safetensors"
+    entry = {"path": str(tmp_path / "train"), "sequence": "09"}
+    plan.write_text(yaml.safe_dump({"classes": "indoor16", "train": [entry]}))
+    with pytest.raises(UserError, match=r"plan\.yaml, 'train': .*has no sequence '09'"):
+        read_plan(plan, {}, start=start)
+    plan.write_text("classes: indoor16\n")
+    root = write_nuscenes(tmp_path / "nuscenes")
+    shutil.copytree(root / "v1.0-tiny", root / "v1.0-whole")
+    with pytest.raises(UserError, match=r"^--data: .* holds several versions"):
+        read_plan(plan, {}, data=[str(root)], start=start)
 
 
 def test_a_part_of_a_recording_is_numbered_from_0_and_has_a_key_of_its_own(tmp_path: Path) -> None:
