@@ -17,7 +17,11 @@ ARGUMENTS = COMMON_ARGUMENTS | {
     "model": ("", "model file or name; empty: as in the parameters"),
     "device": ("", "auto, cpu, cuda, cuda:N or tensorrt; empty: as in the parameters"),
     "params_file": (str(SHARE / "config" / "segment.yaml"), "parameters of the segmenter"),
-    "teacher": ("false", "true: pseudo-label the clouds, too, with the arguments of teacher.launch.py"),
+    "teacher": (
+        "false",
+        "true: pseudo-label the clouds, too (of several lidars the first one's), with the arguments of "
+        "teacher.launch.py",
+    ),
     "rviz": ("false", "true: show the labelled clouds in RViz"),
     "foxglove": ("false", "true: run foxglove_bridge; its layout is config/view/foxglove.json"),
 }
@@ -28,6 +32,11 @@ def nodes(context):
     given = Given(context, ARGUMENTS)
     params_file = given.file("params_file")
     lidars = [name.strip() for name in given["lidars"].split(",") if name.strip()]
+    if len(lidars) > 1 and "{lidar}" not in given["points"]:
+        raise RuntimeError(
+            f"points:={given['points']} would give {', '.join(lidars)} the same clouds; write {{lidar}} where the "
+            "name of each belongs, as in points:=/{lidar}/points"
+        )
     points = [given["points"].replace("{lidar}", name) for name in lidars or ["lidar"]]
     segmenters = [f"{name}/segmenter" for name in lidars] or ["segmenter"]
 

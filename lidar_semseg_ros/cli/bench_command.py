@@ -16,7 +16,7 @@ import numpy as np
 
 from lidar_semseg_ros.cli.benchmark import labelled, measured, peak_memory_mb, percentiles, write_random_model
 from lidar_semseg_ros.cli.growth import CASES, caption, grown, panels, table
-from lidar_semseg_ros.cli.settings import add_settings, config_from
+from lidar_semseg_ros.cli.settings import add_settings, config_from, flag_of
 from lidar_semseg_ros.core.errors import UserError
 from lidar_semseg_ros.formats.bags import open_bag
 from lidar_semseg_ros.formats.config_files import package_share
@@ -41,15 +41,17 @@ from lidar_semseg_ros.view.report import text_table
 MOST_SWEEPS = 16
 """So many different sweeps are kept in memory and taken in turn."""
 BASELINE_SWEEPS = 5
+LIDAR = "OS1-64"
+NOT_WITH_GROWTH = ("points", "topic", "random", "baseline", "build_only")
+"""Arguments that have no effect where the cases bring their own clouds and networks."""
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Declare the arguments."""
     parser.add_argument(
         "--points",
-        default="OS1-64",
         metavar="LIDAR|BAG",
-        help=f"sweeps to label: a simulated lidar ({', '.join(LIDARS)}) or a recording (default: OS1-64)",
+        help=f"sweeps to label: a simulated lidar ({', '.join(LIDARS)}) or a recording (default: {LIDAR})",
     )
     parser.add_argument("--topic", help="the cloud topic of the recording (default: the only one)")
     parser.add_argument("--sweeps", type=int, default=20, help="timed sweeps, after three for warming up (default: 20)")
@@ -84,9 +86,10 @@ def run(args: argparse.Namespace) -> None:
     if args.growth:
         see_growth(args, config)
         return
-    contents = list(islice(clouds(args.points, args.topic), min(args.sweeps, MOST_SWEEPS)))
+    source = args.points or LIDAR
+    contents = list(islice(clouds(source, args.topic), min(args.sweeps, MOST_SWEEPS)))
     if not contents:
-        raise UserError(f"{args.points} holds no cloud to label")
+        raise UserError(f"{source} holds no cloud to label")
     with tempfile.TemporaryDirectory() as folder:
         if args.random:
             path = Path(folder) / f"{args.random}.safetensors"
@@ -111,9 +114,14 @@ def see_growth(args: argparse.Namespace, config: SegmenterConfig) -> None:
     """Print how the cost grows, and draw it."""
     if args.growth.suffix != ".png" or not args.growth.absolute().parent.is_dir():
         raise UserError(f"--growth takes a .png file in a folder that is there, but got {args.growth}")
+    if without_effect := [flag_of(name) for name in NOT_WITH_GROWTH if getattr(args, name)]:
+        raise UserError(
+            f"--growth scans with lidars and builds networks of its own, so {' and '.join(without_effect)} would have "
+            "no effect; leave out one or the other"
+        )
     figures = grown(config, args.sweeps, CASES)
     print(text_table(*table(figures)))
-    save_png(args.growth, log_log(panels(figures), caption(figures)))
+    save_png(args.growth, log_log(panels(figures, CASES), caption(figures)))
     if args.json:
         args.json.write_text(json.dumps(figures, indent=2) + "\n")
 

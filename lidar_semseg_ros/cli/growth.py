@@ -12,6 +12,7 @@ import re
 import sys
 import tempfile
 import time
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
@@ -112,14 +113,12 @@ def machine() -> str:
     return f"{names[0] if names else 'unknown processor'}, {len(os.sched_getaffinity(0))} cores"
 
 
-def panels(figures: dict[str, Any]) -> list[Panel]:
-    """Give what is drawn: times as multiples of the smallest case's total, and the memory."""
+def panels(figures: dict[str, Any], cases: Growth) -> list[Panel]:
+    """Give what is drawn of the figures of these cases: times, as multiples of the first case's total, and memory."""
     growth, drawn = figures["growth"], []
-    scene = "of a scan of the same rooms"
     titles = {
-        "points": f"points {scene}, {figures['network']}",
-        "depth": "depth, at width 64 and 65,536 points",
-        "width": "width, at depth 6 and 65,536 points",
+        "points": f"points of a scan of the same rooms, {figures['network']}",
+        **{name: f"{name}, at {_held(name, cases[name])}" for name in ("depth", "width")},
     }
     for name, rows in growth.items():
         unit = rows[0]["stages_ms"]["total"]
@@ -146,6 +145,14 @@ def panels(figures: dict[str, Any]) -> list[Panel]:
             notes=[f"{mb:.0f}" for mb in memory["peak"]],
         ),
     ]
+
+
+def _held(grows: str, cases: Mapping[float, Case]) -> str:
+    """Tell in words what all cases of a network that grows have in common: its other dimension, and the points."""
+    case = next(iter(cases.values()))
+    _, depth, width = case.network.split("-")
+    other = f"width {width}" if grows == "depth" else f"depth {depth}"
+    return f"{other} and {case.rings * case.columns:,} points"
 
 
 def caption(figures: dict[str, Any]) -> list[str]:

@@ -15,10 +15,18 @@ class CameraWatch:
     """Says once when a camera falls silent and once when it returns; every call from the executor's thread."""
 
     def __init__(
-        self, topics: Mapping[str, str], say: Callable[[str], None], now_s: Callable[[], float] = time.monotonic
+        self,
+        topics: Mapping[str, str],
+        consequence: str,
+        say: Callable[[str], None],
+        now_s: Callable[[], float] = time.monotonic,
     ) -> None:
-        """topics: by camera, what its images come on. now_s: a monotonic clock, in seconds."""
-        self._topics, self._say, self._now_s = topics, say, now_s
+        """Begin to listen.
+
+        topics: by camera, what its images come on. consequence: what becomes of the clouds while a camera is silent.
+        now_s: a monotonic clock, in seconds.
+        """
+        self._topics, self._consequence, self._say, self._now_s = topics, consequence, say, now_s
         self.begin()
 
     def begin(self) -> None:
@@ -35,7 +43,7 @@ class CameraWatch:
             is_missed = now_s - last_s >= SILENT_AFTER_S and self._clouds_since[camera] >= SILENT_AFTER_CLOUDS
             if is_missed and camera not in self._silent:
                 self._silent.add(camera)
-                self._say(f"{self._silence(camera)}; clouds go without it until it returns")
+                self._say(f"{self._silence(camera)}; until it returns {self._consequence}")
 
     def image(self, camera: str) -> None:
         """Note that an image came."""

@@ -31,6 +31,12 @@ class SyncConfig(PairingConfig):
         choices=("nearest", "approximate", "exact"),
     )
 
+    def without_a_camera(self, cameras: int) -> str:
+        """Tell in words what becomes of the clouds while one of so many cameras is silent."""
+        if self.policy != "nearest":
+            return f"no cloud is labelled, for sync.policy is {self.policy}"
+        return "clouds go without it" if cameras > 1 else "every cloud is dropped as no_image"
+
 
 @dataclass(frozen=True, kw_only=True)
 class Clocks:

@@ -91,7 +91,8 @@ class TeacherNode(Node):
         self._drops = Drops(self, self._tally)
         self._seen = _CameraStatistics(self._cameras)
         topics = {name: self.resolve_topic_name(f"~/input/{name}/image") for name in self._cameras}
-        self._watch = CameraWatch(topics, lambda said: self.get_logger().warning(said))
+        consequence = config.sync.without_a_camera(len(self._cameras))
+        self._watch = CameraWatch(topics, consequence, lambda said: self.get_logger().warning(said))
         events = ("received", "labelled", *DROP_CAUSES)
         self._diagnostics = DiagnosticsPublisher(
             self, self._tally, events, self._facts, self._idle, trouble=lambda: self._watch.silences()

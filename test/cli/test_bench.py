@@ -13,7 +13,7 @@ import pytest
 
 pytest.importorskip("torch", reason="PyTorch is not installed")
 
-from lidar_semseg_ros.cli.growth import Case, scanner
+from lidar_semseg_ros.cli.growth import Case, panels, scanner
 from lidar_semseg_ros.cli.main import main
 from lidar_semseg_ros.network.inputs import NetworkInput
 from lidar_semseg_ros.network.roofline import cost_of
@@ -100,6 +100,24 @@ def test_growth_is_measured_case_by_case_printed_and_drawn(
     assert picture.read_bytes().startswith(b"\x89PNG")
 
 
+def test_the_picture_says_what_stays_the_same_while_something_grows() -> None:
+    network = Case(rings=8, columns=250, network="WI-3-24")
+    cases = {
+        "points": {2000: replace(network, network=""), 4000: Case(rings=16, columns=250)},
+        "depth": {3: network, 6: replace(network, network="WI-6-24")},
+        "width": {24: network, 48: replace(network, network="WI-3-48")},
+    }
+    stages_ms = dict.fromkeys(("total", "prepare", "network", "finish"), 1.0)
+    growth = {name: [{"value": at, "stages_ms": stages_ms, "peak_mb": 1.0} for at in cases[name]] for name in cases}
+    drawn = panels({"network": "WI-12-96", "growth": growth}, cases)
+    assert [panel.quantity for panel in drawn] == [
+        "points of a scan of the same rooms, WI-12-96",
+        "depth, at width 24 and 2,000 points",
+        "width, at depth 3 and 2,000 points",
+        "points of a scan of the same rooms, WI-12-96",
+    ]
+
+
 def test_scans_of_growing_resolution_see_the_same_rooms() -> None:
     coarse, fine = (
         next(random_views(np.random.default_rng(3), scanner(rings, columns)))[0]
@@ -121,6 +139,10 @@ def test_scans_of_growing_resolution_see_the_same_rooms() -> None:
         (["--points", "nowhere.bag"], "nowhere.bag"),
         (["--growth", "picture.jpg"], "takes a .png"),
         (["--growth", "nowhere/picture.png"], "folder that is there"),
+        (["--growth", "picture.png", "--points", "OS1-64"], "so --points would have no effect"),
+        (["--growth", "picture.png", "--topic", "/a"], "so --topic would have no effect"),
+        (["--growth", "picture.png", "--random", "WI-3-16"], "so --random would have no effect"),
+        (["--growth", "picture.png", "--build-only", "--baseline"], "so --baseline and --build-only would have"),
     ],
 )
 def test_a_mistake_is_one_line(arguments: list[str], said: str, capsys: pytest.CaptureFixture[str]) -> None:

@@ -190,10 +190,18 @@ def test_several_lidars_are_nodes_of_one_process_and_have_their_names_in_their_t
     assert nodes["recorder"][1]["topics"] == ",".join(["/front/points", "/rear/points", *made])
 
 
-def test_the_topics_of_several_lidars_follow_one_pattern() -> None:
+def test_the_topics_of_several_lidars_follow_one_pattern_and_the_teacher_hears_the_first() -> None:
     _, nodes = described(lidars="os_left,os_right", points="/sensors/{lidar}/cloud", teacher="true", cameras="front")
     assert "/os_right/segmenter/input/pointcloud:=/sensors/os_right/cloud" in nodes["segmenter"][0]
-    assert "~/input/pointcloud:=/sensors/os_left/cloud" in nodes["teacher"][0]
+    heard = [word for word in nodes["teacher"][0] if word.startswith("~/input/pointcloud:=")]
+    assert heard == ["~/input/pointcloud:=/sensors/os_left/cloud"]
+
+
+def test_several_lidars_on_one_topic_are_refused_and_one_lidar_may_have_any() -> None:
+    with pytest.raises(RuntimeError, match=r"points:=/os/points would give front, rear the same .* \{lidar\} where"):
+        described(lidars="front,rear", points="/os/points")
+    _, nodes = described(lidars="front", points="/os/points")
+    assert "/front/segmenter/input/pointcloud:=/os/points" in nodes["segmenter"][0]
 
 
 def test_a_demo_makes_its_drive_and_then_all_that_segments_it_again_and_again(tmp_path: Path) -> None:
@@ -359,6 +367,7 @@ def test_a_launch_of_two_lidars_labels_and_records_both(tmp_path: Path) -> None:
     ("arguments", "said"),
     [
         (["lidars:=front,front"], "--lidars takes different names"),
+        (["lidars:=front,rear", "points:=/os/points"], "write {lidar} where the name of each belongs"),
         (["model:=/none.onnx"], "error: there is no model file /none.onnx"),
         (["bag:=/none.mcap"], "error: there is no recording /none.mcap"),
         (["params_file:=/none.yaml"], "there is no parameter file /none.yaml"),

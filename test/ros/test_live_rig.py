@@ -33,7 +33,7 @@ from lidar_semseg_ros.teacher.voting import VotingConfig
 class AllKnowing:
     """Sees the exact class of every pixel, by the image's stamp."""
 
-    gives, never_labelled = "labels", ()
+    gives, never_labelled = ("labels",), ()
 
     def __init__(self, frames: Sequence[SimulatedFrame]) -> None:
         self._classes = {image.stamp_ns: classes for frame in frames for _, image, classes in frame.images}
