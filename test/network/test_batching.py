@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import threading
+import time
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -60,6 +61,7 @@ def test_never_two_calls_at_a_time_however_many_threads_there_are() -> None:
             together.append(items)  # an error would only make Batching try again
             return [item + 1 for item in items]
         try:
+            time.sleep(0)  # lets another thread come in, if it may
             return [item + 1 for item in items]
         finally:
             inside.release()
