@@ -130,8 +130,16 @@ def test_a_signal_in_the_midst_of_the_work_of_several_ends_it_quickly_and_cleanl
     process: NodeProcess, node: object
 ) -> None:
     lidars = met(node)
-    for lidar in lidars:
-        lidar.send(cloud_message(cloud_from_frame(LidarFrame(stamp_ns=1, frame_id="x", xyz=room(50_000)))))
+    clouds = [cloud_message(cloud_from_frame(LidarFrame(stamp_ns=1, frame_id="x", xyz=room(20_000))))] * 2
+
+    def both_work() -> bool:
+        """While one is labelled the next one waits; so whoever has answered is at work on another."""
+        for lidar in lidars:
+            for cloud in clouds:
+                lidar.send(cloud)
+        return all(lidar.labelled for lidar in lidars)
+
+    spin_until(node, both_work)
     start = time.monotonic()
     process.process.send_signal(signal.SIGINT)
     assert process.process.wait(10) == 0
