@@ -7,6 +7,7 @@ import signal
 import sys
 import threading
 from collections.abc import Callable, Iterable
+from contextlib import suppress
 from typing import NoReturn
 
 import rclpy
@@ -68,7 +69,8 @@ def run_nodes(make_nodes: Callable[[], Iterable[Node]], argv: list[str] | None =
         is_starting = False
         for node in nodes:
             node.destroy_node()
-        rclpy.try_shutdown()
+        with suppress(RuntimeError):  # the thread that a signal wakes in rclpy may be doing it at this very moment
+            rclpy.try_shutdown()
         # Whoever presses Ctrl-C again, while the interpreter is taken down, must not make a failure of a clean end.
         signal.signal(signal.SIGINT, signal.SIG_IGN)
     return 0
