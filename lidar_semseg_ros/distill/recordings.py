@@ -324,20 +324,8 @@ class _GrowingArray:
         self._file.close()
 
 
-def camera_to_json(camera: Camera, camera_from_lidar: np.ndarray) -> dict[str, Any]:
-    """Give a camera and its place as plain values."""
-    return {
-        "model": camera.model,
-        "width": camera.width,
-        "height": camera.height,
-        "K": camera.matrix.ravel().tolist(),
-        "distortion": camera.distortion.tolist(),
-        "camera_from_lidar": camera_from_lidar.ravel().tolist(),
-    }
-
-
 def camera_from_json(values: Mapping[str, Any]) -> tuple[Camera, np.ndarray]:
-    """Read `camera_to_json` back."""
+    """Read `formats.dataset.camera_to_json` back."""
     camera = camera_of_model(
         values["model"],
         width=values["width"],

@@ -24,7 +24,6 @@ from lidar_semseg_ros.distill.recordings import (
     Recording,
     RecordingWriter,
     SourceConfig,
-    camera_to_json,
     without_confidence,
 )
 from lidar_semseg_ros.formats.bags import Bag, BagMessage, open_bag
@@ -33,6 +32,7 @@ from lidar_semseg_ros.formats.dataset import (
     CLASS_MAP_TOPIC,
     LABEL_TOPIC,
     PSEUDO_LABEL_TOPIC,
+    camera_to_json,
     chosen_cloud_topic,
     exact_labels,
     taught_classes,

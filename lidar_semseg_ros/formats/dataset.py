@@ -70,6 +70,18 @@ def labelled_sweeps(bag: Bag, topic: str) -> Iterator[tuple[LidarFrame, np.ndarr
             yield frame, labels[frame.stamp_ns]
 
 
+def camera_to_json(camera: Camera, camera_from_lidar: np.ndarray) -> dict[str, Any]:
+    """Give a camera and its place as plain values."""
+    return {
+        "model": camera.model,
+        "width": camera.width,
+        "height": camera.height,
+        "K": camera.matrix.ravel().tolist(),
+        "distortion": camera.distortion.tolist(),
+        "camera_from_lidar": camera_from_lidar.ravel().tolist(),
+    }
+
+
 def settings_text(
     settings: Mapping[str, Any],
     teacher: Mapping[str, str],
@@ -77,17 +89,7 @@ def settings_text(
     cameras: Mapping[str, tuple[Camera, np.ndarray]],
 ) -> str:
     """Write as JSON what makes pseudo-labels: settings, the model, each camera with its camera_from_lidar (4, 4)."""
-    calibration = {
-        name: {
-            "model": camera.model,
-            "width": camera.width,
-            "height": camera.height,
-            "K": camera.matrix.ravel().tolist(),
-            "distortion": camera.distortion.tolist(),
-            "camera_from_lidar": camera_from_lidar.ravel().tolist(),
-        }
-        for name, (camera, camera_from_lidar) in cameras.items()
-    }
+    calibration = {name: camera_to_json(*camera) for name, camera in cameras.items()}
     made_by = {"settings": dict(settings), "teacher": dict(teacher), "never_labelled": list(never_labelled)}
     return json.dumps(made_by | {"cameras": calibration})
 

@@ -11,13 +11,12 @@ from rclpy.time import Time
 
 from lidar_semseg_ros.core.errors import UserError
 from lidar_semseg_ros.core.geometry import rigid, rotation_from_quaternion
+from lidar_semseg_ros.core.pairing import JUMP_S
 
 TIMEOUT_S = 0.1
 """How long a lookup waits for a transform that is on its way."""
 SETTLING_S = 3.0
 """How long after it began to listen a lookup waits for what was told before: its tellers are yet to be discovered."""
-JUMP_NS = 1_000_000_000
-"""Stamps that go back by more than this begin anew, as those of a bag that is played in a loop."""
 
 
 class NoTransformError(UserError):
@@ -46,7 +45,7 @@ class Transforms:
     def lookup(self, target: str, source: str, stamp_ns: int) -> np.ndarray:
         """Give target_from_source (4, 4) at a stamp; NoTransformError says which is missing."""
         # A bag may begin anew without a clock that tells so: tf2 would take the new transforms for outdated ones.
-        if stamp_ns < self._newest_ns - JUMP_NS:
+        if stamp_ns < self._newest_ns - JUMP_S * 1e9:
             self._buffer.clear()
             self._newest_ns = stamp_ns
         self._newest_ns = max(self._newest_ns, stamp_ns)

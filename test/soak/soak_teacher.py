@@ -20,9 +20,8 @@ import yaml
 
 from lidar_semseg_ros.cli.live import NodeProcess, live_environment, running
 from lidar_semseg_ros.cli.segment_command import SEGMENTATION_TOPIC
-from lidar_semseg_ros.distill.recordings import camera_to_json
 from lidar_semseg_ros.formats.bags import open_bag
-from lidar_semseg_ros.formats.dataset import LIDAR_TOPIC, PSEUDO_LABEL_TOPIC, camera_topics
+from lidar_semseg_ros.formats.dataset import LIDAR_TOPIC, PSEUDO_LABEL_TOPIC, camera_to_json, camera_topics
 from lidar_semseg_ros.formats.poses import fixed_transforms
 from lidar_semseg_ros.formats.rig import recorded_rig
 
