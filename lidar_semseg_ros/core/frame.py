@@ -58,12 +58,14 @@ class LidarFrame:
         """Give how long after the first point the last one was measured, in seconds; 0 where points have no times."""
         return 0.0 if self.time_s is None else float(np.nan_to_num(self.time_s).max(initial=0.0))
 
-    def has_return(self) -> np.ndarray:
-        """Which rows are measurements: (N,) bool, finite and not at the origin."""
+    def has_return(self, within_m: float = float("inf")) -> np.ndarray:
+        """Which rows are measurements: (N,) bool, finite, not at the origin, and nearer to it than within_m."""
         # A sum is finite only if all its terms are; the square of a large but finite float32 overflows
         # to inf, which no lidar measures either.
         squared_range = np.einsum("ij,ij->i", self.xyz, self.xyz)
-        return np.isfinite(squared_range) & (squared_range > 0)
+        with np.errstate(invalid="ignore"):
+            has_return: np.ndarray = (squared_range > 0) & (squared_range < within_m**2)
+        return has_return
 
 
 @dataclass(frozen=True, kw_only=True)

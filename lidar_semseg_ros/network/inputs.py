@@ -14,7 +14,7 @@ import numpy as np
 
 from lidar_semseg_ros.core.errors import UserError
 from lidar_semseg_ros.core.frame import UNLABELLED, LidarFrame, PointLabels
-from lidar_semseg_ros.network.voxels import neighbours_and_nearest, voxelise
+from lidar_semseg_ros.network.voxels import Voxels, neighbours_and_nearest, voxelise
 
 AXES = {"x": 0, "y": 1, "z": 2}
 PLANE_AXES = {"z": (0, 1), "y": (0, 2), "x": (1, 2)}
@@ -146,18 +146,13 @@ def prepare(frame: LidarFrame, config: InputConfig, max_points: int = 0) -> Netw
 
     max_points: if positive, of more points than that every so many-th is kept, in the order of their voxels.
     """
-    measured = np.flatnonzero(_usable(frame, config.voxel_size_m))
-    xyz = frame.xyz[measured]
-    kept, neighbours, nearest = np.empty(0, np.int64), np.empty((0, config.neighbours), np.int64), np.full(len(xyz), -1)
-    if len(xyz):
-        voxels = voxelise(xyz, config.voxel_size_m)
-        kept = voxels.first_rows()
-        kept = kept[inside_fov(xyz[kept], config)]
-        if 0 < max_points < len(kept):
-            kept = kept[np.linspace(0, len(kept) - 1, max_points).astype(np.int64)]
-    if len(kept):
+    measured, voxels, kept = _entering(frame, config)
+    neighbours, nearest = np.empty((0, config.neighbours), np.int64), np.full(len(measured), -1)
+    if 0 < max_points < len(kept):
+        kept = kept[np.linspace(0, len(kept) - 1, max_points).astype(np.int64)]
+    if voxels is not None and len(kept):
         neighbours, nearest = neighbours_and_nearest(voxels, kept, config.neighbours, config.max_label_distance_m)
-    kept_xyz = xyz[kept]
+    kept_xyz = frame.xyz.take(measured[kept], axis=0)
     return NetworkInput(
         points=len(frame),
         features=_features(frame, measured[kept], config),
@@ -172,6 +167,24 @@ def prepare(frame: LidarFrame, config: InputConfig, max_points: int = 0) -> Netw
     )
 
 
+def entering_rows(frame: LidarFrame, config: InputConfig) -> np.ndarray:
+    """Find the rows (N,) int64 of a sweep that `prepare` keeps."""
+    measured, _, kept = _entering(frame, config)
+    return measured[kept]
+
+
+def _entering(frame: LidarFrame, config: InputConfig) -> tuple[np.ndarray, Voxels | None, np.ndarray]:
+    """Give the usable rows of a sweep, their voxels (None of no row), and which of these rows stand for a voxel."""
+    # So near that voxel numbers fit 21 bits per axis: 105 km for voxels of 0.1 m.
+    measured = np.flatnonzero(frame.has_return(within_m=config.voxel_size_m * 2**20 * 0.99))
+    if len(measured) == 0:
+        return measured, None, measured
+    xyz = frame.xyz.take(measured, axis=0)
+    voxels = voxelise(xyz, config.voxel_size_m)
+    first = voxels.first_rows()
+    return measured, voxels, first[inside_fov(xyz.take(first, axis=0), config)]
+
+
 def example_input(config: InputConfig) -> NetworkInput:
     """Make the input of a small sweep, all of whose dynamic sizes differ: to trace a graph, or to try one out."""
     low, high = np.array(config.fov_min_m), np.array(config.fov_max_m)
@@ -180,19 +193,11 @@ def example_input(config: InputConfig) -> NetworkInput:
     return prepare(LidarFrame(stamp_ns=0, frame_id="", xyz=xyz), config)
 
 
-def _usable(frame: LidarFrame, voxel_size_m: float) -> np.ndarray:
-    """Tell which rows are returns so near that voxel numbers fit 21 bits per axis (105 km for voxels of 0.1 m)."""
-    limit_m = np.float32(voxel_size_m * 2**20 * 0.99)
-    with np.errstate(invalid="ignore"):
-        near: np.ndarray = (np.abs(frame.xyz) < limit_m).all(axis=1)
-    return near & frame.has_return()
-
-
 def inside_fov(xyz: np.ndarray, config: InputConfig) -> np.ndarray:
     """Tell which of (N, 3) points lie strictly inside the field of view less its margin: (N,) bool."""
-    low, high = np.array(config.fov_min_m) + FOV_MARGIN_M, np.array(config.fov_max_m) - FOV_MARGIN_M
-    inside: np.ndarray = np.all((xyz > low) & (xyz < high), axis=1)
-    return inside
+    from lidar_semseg_ros.network.kernels import inside_box
+
+    return inside_box(xyz, np.array(config.fov_min_m) + FOV_MARGIN_M, np.array(config.fov_max_m) - FOV_MARGIN_M)
 
 
 def grid_cells(xyz: np.ndarray, config: InputConfig, plane: int) -> tuple[np.ndarray, np.ndarray]:
@@ -225,12 +230,14 @@ def _cropped_axis(index: np.ndarray, cells: int) -> tuple[int, int]:
 
 def plane_of_cells(cell: np.ndarray, shape: tuple[int, ...]) -> CroppedPlane:
     """Sort points by their linear cell index (N,) on a grid of this shape."""
+    from lidar_semseg_ros.network.kernels import sorted_order
+
     count = np.bincount(cell, minlength=int(np.prod(shape)))
     occupied = np.flatnonzero(count)
     weight = np.divide(1.0, count + 1e-6, out=np.zeros(len(count)), where=count > 0).astype(np.float32)
     return CroppedPlane(
         cell=cell,
-        order=np.argsort(cell, kind="stable"),
+        order=sorted_order(cell.astype(np.uint64)).astype(np.int64),
         start=np.cumsum(count[occupied]) - count[occupied],
         occupied=occupied,
         weight=weight.reshape(shape),
@@ -238,7 +245,7 @@ def plane_of_cells(cell: np.ndarray, shape: tuple[int, ...]) -> CroppedPlane:
 
 
 def _features(frame: LidarFrame, rows: np.ndarray, config: InputConfig) -> np.ndarray:
-    xyz = frame.xyz[rows]
+    xyz = frame.xyz.take(rows, axis=0)
     columns = {name: xyz[:, axis] for name, axis in AXES.items()}
     columns["height"] = columns["z"]
     columns["radius"] = np.sqrt(np.einsum("ij,ij->i", xyz, xyz))

@@ -18,6 +18,10 @@ Integer: TypeAlias = int | np.integer
 Cell: TypeAlias = tuple[Integer, Integer, Integer]
 
 RADIX_BITS = 11
+LANES = 16
+"""Candidates are filled up to a multiple of this many, so that vectorised loops over them leave no rest."""
+SPARE = 4
+"""So many more than wanted may lie below a threshold: to drop the farthest of these few is quicker than to move it."""
 NO_CELL = np.uint64(2**64 - 1)
 """Marks a free place in a table of cells; Morton codes have 63 bits."""
 
@@ -113,22 +117,39 @@ def place_of(key: Integer, table: np.ndarray) -> Integer:
 
 
 @compiled
-def cell_tables(sorted_code: np.ndarray, first_level: int, levels: int) -> tuple[np.ndarray, np.ndarray]:
-    """Note for each level every occupied cell and where its points begin and end: keys (L, S), spans (L, S, 2)."""
-    size = 16
-    while size < 2 * len(sorted_code):
-        size *= 2
-    keys = np.full((levels, size), NO_CELL, np.uint64)
-    spans = np.zeros((levels, size, 2), np.int32)
+def inside_box(xyz: np.ndarray, low: np.ndarray, high: np.ndarray) -> np.ndarray:
+    """Tell which of (N, 3) points lie strictly between two corners: (N,) bool."""
+    inside = np.empty(len(xyz), np.bool_)
+    for i in range(len(xyz)):
+        x, y, z = xyz[i, 0], xyz[i, 1], xyz[i, 2]
+        inside[i] = low[0] < x < high[0] and low[1] < y < high[1] and low[2] < z < high[2]
+    return inside
+
+
+@compiled
+def cell_tables(sorted_code: np.ndarray, first_level: int, levels: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Note for each level every occupied cell and where its points begin and end.
+
+    Gives keys (S,), spans (S, 2), and where the table of each level begins in them, (L + 1,). Small tables, for what a
+    search reads should stay in a core's cache.
+    """
+    starts_of_level = [runs_of_equal(sorted_code, 3 * (first_level + level)) for level in range(levels)]
+    begin = np.zeros(levels + 1, np.int64)
     for level in range(levels):
-        shift = 3 * (first_level + level)
-        starts = runs_of_equal(sorted_code, shift)
+        size = 16
+        while size < 2 * len(starts_of_level[level]):
+            size *= 2
+        begin[level + 1] = begin[level] + size
+    keys = np.full(begin[levels], NO_CELL, np.uint64)
+    spans = np.zeros((begin[levels], 2), np.int32)
+    for level in range(levels):
+        starts, table = starts_of_level[level], keys[begin[level] : begin[level + 1]]
         for run in range(len(starts) - 1):
-            key = sorted_code[starts[run]] >> np.uint64(shift)
-            place = place_of(key, keys[level])
-            keys[level, place] = key
-            spans[level, place, 0], spans[level, place, 1] = starts[run], starts[run + 1]
-    return keys, spans
+            key = sorted_code[starts[run]] >> np.uint64(3 * (first_level + level))
+            place = place_of(key, table)
+            table[place] = key
+            spans[begin[level] + place, 0], spans[begin[level] + place, 1] = starts[run], starts[run + 1]
+    return keys, spans, begin
 
 
 @compiled
@@ -142,21 +163,34 @@ def gather(
     z: np.ndarray,
     rows: np.ndarray,
 ) -> int:
-    """Copy the points (M, 3) of a cell and its 26 neighbours, the cell's own first, into x, y, z, rows; how many."""
+    """Copy the points (M, 3) of a cell and its 26 neighbours, the cell's own first, into x, y, z, rows; how many.
+
+    After them, points that are infinitely far fill x, y and z up to a multiple of LANES.
+    """
+    along_x = spread(cell[0] - 1), spread(cell[0]), spread(cell[0] + 1)
+    along_y = spread(cell[1] - 1), spread(cell[1]), spread(cell[1] + 1)
+    along_z = spread(cell[2] - 1), spread(cell[2]), spread(cell[2] + 1)
     found = 0
-    for distance in range(4):  # squared: the cell itself, then those across faces, edges and corners
-        for neighbour in range(27):
-            dx, dy, dz = neighbour // 9 - 1, neighbour // 3 % 3 - 1, neighbour % 3 - 1
-            cx, cy, cz = cell[0] + dx, cell[1] + dy, cell[2] + dz
-            if dx * dx + dy * dy + dz * dz != distance or cx < 0 or cy < 0 or cz < 0:
-                continue
-            place = place_of(spread(cx) | spread(cy) << np.uint64(1) | spread(cz) << np.uint64(2), keys)
-            if keys[place] == NO_CELL:
-                continue
-            for row in range(spans[place, 0], spans[place, 1]):
-                x[found], y[found], z[found], rows[found] = points[row, 0], points[row, 1], points[row, 2], row
-                found += 1
+    for step in range(27):
+        neighbour = 13 if step == 0 else step - 1 if step <= 13 else step
+        dx, dy, dz = neighbour // 9, neighbour // 3 % 3, neighbour % 3
+        if cell[0] + dx < 1 or cell[1] + dy < 1 or cell[2] + dz < 1:
+            continue
+        place = place_of(along_x[dx] | along_y[dy] << np.uint64(1) | along_z[dz] << np.uint64(2), keys)
+        if keys[place] == NO_CELL:
+            continue
+        for row in range(spans[place, 0], spans[place, 1]):
+            x[found], y[found], z[found], rows[found] = points[row, 0], points[row, 1], points[row, 2], row
+            found += 1
+    for k in range(found, filled_up(found)):
+        x[k], y[k], z[k] = np.inf, np.inf, np.inf
     return found
+
+
+@compiled
+def filled_up(count: int) -> int:
+    """Round up to a multiple of LANES."""
+    return (count + LANES - 1) // LANES * LANES
 
 
 @compiled
@@ -182,40 +216,42 @@ def place_of_least(values: np.ndarray) -> Integer:
 
 
 @compiled
-def smallest(values: np.ndarray, count: int, chosen: np.ndarray) -> float:
-    """Choose the `count` < len(values) smallest; the largest of them is returned, their places are in `chosen`.
+def smallest(values: np.ndarray, count: int, guess: float, chosen: np.ndarray) -> float:
+    """Choose the `count` smallest of more positive values; the largest of them is returned, their places are `chosen`.
 
-    A threshold is moved until as many values lie below it. This takes few steps, since on surfaces the number of points
-    grows with the squared distance, and has no branch that a processor cannot foresee. Equal values, which no threshold
-    parts, are inserted one by one instead.
+    A threshold, at first `guess`, is moved until as many values or up to SPARE more lie below it; `chosen` has room for
+    one more than these. That takes few steps, since on surfaces the number of points grows with the squared distance,
+    and has no branch that a processor cannot foresee. Equal values, which no threshold parts, are inserted one by one
+    instead.
     """
     low, high = 0.0, 0.0
     inside: Integer = 0
     below: Integer = 0
     upto: Integer = -1
     filled: Integer = 0
-    for i in range(count + 1):
-        if values[i] < np.inf:
-            high = max(high, values[i])
-    threshold = high
+    threshold = guess
     for step in range(48):
         inside = 0
         for value in values:
             inside += np.int64(value <= threshold)
-        if inside == count:
+        if count <= inside <= count + SPARE:
             break
         if inside > count:
             high, upto = threshold, inside
         else:
             low, below = threshold, inside
-        share = (count + 0.5 - below) / (upto - below) if step % 3 < 2 else 0.5
-        threshold = low + (high - low) * share
-    if inside == count:
+        share = (count + SPARE / 2 - below) / (upto - below) if step % 3 < 2 else 0.5
+        threshold = 2 * low if upto < 0 else low + (high - low) * share
+    if count <= inside <= count + SPARE:
         for i in range(len(values)):
             chosen[filled] = i
             filled += np.int64(values[i] <= threshold)
-            if filled == count:
-                break
+        while filled > count:
+            farthest: Integer = 0
+            for other in range(1, filled):
+                farthest = other if values[chosen[other]] > values[chosen[farthest]] else farthest
+            filled -= 1
+            chosen[farthest] = chosen[filled]
     else:
         for i in range(len(values)):
             if filled == count and not values[i] < values[chosen[count - 1]]:
@@ -260,6 +296,7 @@ def search_neighbours(
     table_level: int,
     keys: np.ndarray,
     spans: np.ndarray,
+    table_start: np.ndarray,
     voxel_size_m: float,
     low: np.ndarray,
     slack_m: float,
@@ -271,34 +308,38 @@ def search_neighbours(
     """Find the nearest others of the points in cells [begin, end) of first_level; they share their candidates.
 
     points: (M, 3) float64, voxel: (M, 3) and rank: (M,), what a point is called in the answer, along the curve; their
-    cells begin at cell_starts. keys, spans: of `cell_tables` from table_level on. neighbours: (M, K), by rank; the rows
-    that the largest cells do not settle stay as they were.
+    cells begin at cell_starts. keys, spans, table_start: of `cell_tables` from table_level on. neighbours: (M, K), by
+    rank; the rows that the largest cells do not settle stay as they were.
     """
     count, total = neighbours.shape[1], len(points)
-    x, y, z, squared = np.empty(total), np.empty(total), np.empty(total), np.empty(total)
-    rows, chosen = np.empty(total, np.int64), np.empty(count + 1, np.int64)
+    room = filled_up(total)
+    x, y, z, squared = np.empty(room), np.empty(room), np.empty(room), np.empty(room)
+    rows, chosen = np.empty(total, np.int64), np.empty(count + SPARE + 1, np.int64)
     for part in range(begin, end):
         first, last = cell_starts[part], cell_starts[part + 1]
         is_open = np.ones(last - first, np.bool_)
         left = last - first
-        for level in range(first_level, table_level + len(keys)):
+        for level in range(first_level, table_level + len(table_start) - 1):
             if left == 0:
                 break
             cell, size_m = cell_of(voxel[first], level), voxel_size_m * (1 << level)
-            found = gather(cell, keys[level - table_level], spans[level - table_level], points, x, y, z, rows)
+            table = slice(table_start[level - table_level], table_start[level - table_level + 1])
+            found = gather(cell, keys[table], spans[table], points, x, y, z, rows)
             if found <= count:
                 continue
-            near, corner_m = squared[:found], corner_of(cell, low, size_m)
+            near, corner_m = squared[: filled_up(found)], corner_of(cell, low, size_m)
+            guess = size_m * size_m
             for i in range(first, last):
                 if not is_open[i - first]:
                     continue
                 qx, qy, qz = points[i, 0], points[i, 1], points[i, 2]
                 squared_distances(x, y, z, qx, qy, qz, near)
-                for k in range(found):
-                    near[k] = np.inf if rows[k] == i else near[k]
+                near[i - rows[0]] = np.inf  # itself: the cell's own points come first, in their order
                 # Every point nearer than this is a candidate.
                 reach_m = size_m + border_of(qx, qy, qz, corner_m, size_m) - slack_m
-                if smallest(near, count, chosen) <= reach_m * reach_m:
+                farthest = smallest(near, count, guess, chosen)
+                guess = 1.1 * farthest  # of the next point, which is near
+                if farthest <= reach_m * reach_m:
                     is_open[i - first] = False
                     left -= 1
                     for k in range(count):
@@ -313,6 +354,7 @@ def search_nearest(
     table_level: int,
     keys: np.ndarray,
     spans: np.ndarray,
+    table_start: np.ndarray,
     voxel_size_m: float,
     low: np.ndarray,
     slack_m: float,
@@ -326,22 +368,25 @@ def search_nearest(
 ) -> None:
     """Find the nearest point of each query in cells [begin, end) of table_level, -1 if none is nearer than limit_m.
 
-    points, rank, keys, spans: as in `search_neighbours`. queries: (R, 3) float32, voxel: (R, 3) and nearest: (R,) in
-    their own order; `order` is that along the curve. What the largest cells do not settle stays as it was.
+    points, rank, keys, spans, table_start: as in `search_neighbours`. queries: (R, 3) float32, voxel: (R, 3) and
+    nearest: (R,) in their own order; `order` is that along the curve. An answer that is there already, 0 or more,
+    stays, and so does what the largest cells do not settle.
     """
     total, limit = len(points), limit_m * limit_m
-    x, y, z, squared = np.empty(total), np.empty(total), np.empty(total), np.empty(total)
+    room = filled_up(total)
+    x, y, z, squared = np.empty(room), np.empty(room), np.empty(room), np.empty(room)
     rows = np.empty(total, np.int64)
     for part in range(begin, end):
         first, last = cell_starts[part], cell_starts[part + 1]
-        is_open = np.ones(last - first, np.bool_)
-        left = last - first
-        for level in range(table_level, table_level + len(keys)):
+        is_open = nearest[order[first:last]] < 0
+        left = np.count_nonzero(is_open)
+        for level in range(table_level, table_level + len(table_start) - 1):
             if left == 0:
                 break
             cell, size_m = cell_of(voxel[order[first]], level), voxel_size_m * (1 << level)
-            found = gather(cell, keys[level - table_level], spans[level - table_level], points, x, y, z, rows)
-            near, corner_m = squared[:found], corner_of(cell, low, size_m)
+            table = slice(table_start[level - table_level], table_start[level - table_level + 1])
+            found = gather(cell, keys[table], spans[table], points, x, y, z, rows)
+            near, corner_m = squared[: filled_up(found)], corner_of(cell, low, size_m)
             for i in range(first, last):
                 if not is_open[i - first]:
                     continue

@@ -39,9 +39,12 @@ class Voxels:
 
     def first_rows(self) -> np.ndarray:
         """Pick the first point in file order of every occupied voxel: (V,) rows, ordered by voxel x, y, z."""
+        from lidar_semseg_ros.network.kernels import sorted_order
+
         rows = self.order[self.start[:-1]].astype(np.int64)
-        x, y, z = self.voxel[rows].T.astype(np.int64)
-        return rows[np.argsort((x << 42) | (y << 21) | z)]
+        voxel = self.voxel.take(rows, axis=0).astype(np.uint64)
+        _, of_y, of_z = voxel.max(axis=0) + np.uint64(1)
+        return rows[sorted_order((voxel[:, 0] * of_y + voxel[:, 1]) * of_z + voxel[:, 2])]
 
 
 def voxelise(xyz: np.ndarray, voxel_size_m: float) -> Voxels:
@@ -66,20 +69,21 @@ def neighbours_and_nearest(
     """
     from lidar_semseg_ros.network.kernels import cell_tables, runs_of_equal, search_nearest, search_neighbours
 
-    rank_of_row = np.full(len(voxels.xyz), -1, np.int64)
-    rank_of_row[kept] = np.arange(len(kept))
-    rank_along = rank_of_row[voxels.order]
-    point_rows, rank = voxels.order[rank_along >= 0], rank_along[rank_along >= 0]
-    points, point_code = voxels.xyz[point_rows].astype(np.float64), voxels.code[point_rows]
+    nearest = np.full(len(voxels.xyz), UNSETTLED, np.int64)
+    nearest[kept] = np.arange(len(kept))
+    rank_along = nearest[voxels.order]
+    is_kept = rank_along >= 0
+    point_rows, rank = voxels.order[is_kept], rank_along[is_kept]
+    points, point_code = voxels.xyz.take(point_rows, axis=0).astype(np.float64), voxels.code[point_rows]
+    point_voxel = voxels.voxel.take(point_rows, axis=0)
     low = voxels.low.astype(np.float64)
     # A float32 voxel number may be off at a voxel's border by the rounding of its coordinates.
     slack_m = 4 * np.finfo(np.float32).eps * float(np.abs(points).max() + np.abs(low).max()) + 1e-9
     grid = (*cell_tables(point_code, NEAREST_LEVEL, LEVELS), voxels.voxel_size_m, low, slack_m)
     neighbours = np.full((len(kept), count), UNSETTLED, np.int64)
     starts = runs_of_equal(point_code, 3 * NEIGHBOUR_LEVEL)
-    of_points = (starts, NEIGHBOUR_LEVEL, NEAREST_LEVEL, *grid, points, voxels.voxel[point_rows], rank, neighbours)
+    of_points = (starts, NEIGHBOUR_LEVEL, NEAREST_LEVEL, *grid, points, point_voxel, rank, neighbours)
     _in_threads(search_neighbours, of_points)
-    nearest = np.full(len(voxels.xyz), UNSETTLED, np.int64)
     starts = runs_of_equal(voxels.code[voxels.order], 3 * NEAREST_LEVEL)
     of_all = (starts, NEAREST_LEVEL, *grid, limit_m, points, rank, voxels.xyz, voxels.voxel, voxels.order, nearest)
     _in_threads(search_nearest, of_all)
@@ -91,9 +95,8 @@ def _in_threads(search: Callable[..., None], arguments: tuple[Any, ...]) -> None
     """Share the cells, which begin at arguments[0], among the cores; more parts than cores, for they differ in work."""
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     edges = np.linspace(0, len(arguments[0]) - 1, 8 * cores + 1).astype(np.int64)
-    with ThreadPoolExecutor(
-        cores
-    ) as pool:  # made anew: threads that are kept would not survive a fork of a data loader
+    # Made anew: threads that are kept would not survive a fork of a data loader.
+    with ThreadPoolExecutor(cores) as pool:
         list(pool.map(lambda begin, end: search(begin, end, *arguments), edges[:-1], edges[1:]))
 
 

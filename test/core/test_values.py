@@ -26,6 +26,7 @@ def test_rows_that_are_not_finite_or_at_the_origin_have_no_return() -> None:
     frame = LidarFrame(stamp_ns=0, frame_id="lidar", xyz=XYZ)
     assert frame.has_return().tolist() == [True, False, False, True, False, False]
     assert frame.shape == (1, 6)
+    assert frame.has_return(within_m=3.5).tolist() == [False, False, False, True, False, False]
 
 
 @pytest.mark.parametrize(
