@@ -153,7 +153,7 @@ class Embedding(nn.Module):
         norm, expand, expand_norm, relu, mix = self.conv2
         hidden = relu(expand_norm(expand(norm(relative))))
         mixed = mix(hidden.to(mix.weight.dtype))
-        return mixed.unflatten(0, neighbours_nK.shape).amax(dim=1)
+        return mixed.unflatten(0, neighbours_nK.shape).max(dim=1).values
 
 
 class SpatialMix(nn.Module):
