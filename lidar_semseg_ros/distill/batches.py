@@ -11,8 +11,8 @@ from torch import Tensor
 
 from lidar_semseg_ros.core.frame import LidarFrame
 from lidar_semseg_ros.distill.augment import intensity_changed, rings_thinned, turned_flipped_scaled
-from lidar_semseg_ros.network.inputs import InputConfig, NetworkInput, plane_of_cells, prepare
-from lidar_semseg_ros.network.waffleiron import Plane
+from lidar_semseg_ros.network.inputs import InputConfig, NetworkInput, entering_rows, plane_of_cells, prepare
+from lidar_semseg_ros.network.waffleiron import Plane, WaffleIron
 
 
 class Sample(NamedTuple):
@@ -31,6 +31,11 @@ class Batch(NamedTuple):
     planes: list[Plane]
     labels: Tensor
 
+    def to(self, device: torch.device) -> Batch:
+        """Bring all of it to where a network is."""
+        planes = [Plane(*(tensor.to(device) for tensor in plane)) for plane in self.planes]
+        return Batch(self.features.to(device), self.neighbours.to(device), planes, self.labels.to(device))
+
 
 def training_sample(
     frame: LidarFrame, labels: np.ndarray, config: InputConfig, max_points: int, rng: np.random.Generator
@@ -41,23 +46,26 @@ def training_sample(
     """
     frame = rings_thinned(frame, rng)
     rows = rng.permutation(np.flatnonzero(frame.has_return()))
-    frame = LidarFrame(
+    frame = intensity_changed(turned_flipped_scaled(_of_rows(frame, rows), rng), rng)
+    entering = entering_rows(frame, config)
+    if len(entering) > max_points:
+        xyz = frame.xyz[entering]
+        distance_m = np.linalg.norm(xyz - xyz[rng.integers(len(xyz))], axis=1)
+        near = np.sort(entering[np.argpartition(distance_m, max_points)[:max_points]])
+        rows, frame = rows[near], _of_rows(frame, near)
+    prepared = prepare(frame, config)
+    row = rows[prepared.kept]
+    return Sample(prepared, labels[row], row)
+
+
+def _of_rows(frame: LidarFrame, rows: np.ndarray) -> LidarFrame:
+    """Take some rows of a sweep, and of these what inputs are made of."""
+    return LidarFrame(
         stamp_ns=frame.stamp_ns,
         frame_id=frame.frame_id,
         xyz=frame.xyz[rows],
         intensity=None if frame.intensity is None else frame.intensity[rows],
     )
-    frame = intensity_changed(turned_flipped_scaled(frame, rng), rng)
-    prepared = prepare(frame, config)
-    if len(prepared) > max_points:
-        kept_xyz = frame.xyz[prepared.kept]
-        distance_m = np.linalg.norm(kept_xyz - kept_xyz[rng.integers(len(kept_xyz))], axis=1)
-        near = prepared.kept[np.argpartition(distance_m, max_points)[:max_points]]
-        xyz = np.full_like(frame.xyz, np.nan)
-        xyz[near] = frame.xyz[near]
-        prepared = prepare(LidarFrame(stamp_ns=0, frame_id="", xyz=xyz, intensity=frame.intensity), config)
-    row = rows[prepared.kept]
-    return Sample(prepared, labels[row], row)
 
 
 def collate(samples: Sequence[Sample]) -> Batch:
@@ -72,6 +80,13 @@ def collate(samples: Sequence[Sample]) -> Batch:
         planes=[_joined_plane(samples, plane) for plane in range(len(samples[0].prepared.planes))],
         labels=torch.from_numpy(labels),
     )
+
+
+def logits_of(network: WaffleIron, batch: Batch) -> Tensor:
+    """Run a network on a batch, wherever the network is: (N, outputs)."""
+    moved = batch.to(next(network.parameters()).device)
+    logits: Tensor = network(moved.features, moved.neighbours, moved.planes)
+    return logits
 
 
 def _joined_plane(samples: Sequence[Sample], plane: int) -> Plane:
