@@ -264,19 +264,21 @@ def to_points(logits: np.ndarray, prepared: NetworkInput) -> PointLabels:
     Each measured row takes the label of its nearest kept point; rows without a return, and those with no kept point
     near enough, are UNLABELLED.
     """
+    from lidar_semseg_ros.network.kernels import highest_of_rows
+
     class_id = np.full(prepared.points, UNLABELLED, np.uint8)
     probability = np.zeros(prepared.points, np.float32)
     entropy = np.ones(prepared.points, np.float32)
     if len(prepared):
         labelled = prepared.nearest >= 0
         rows, source = prepared.measured[labelled], prepared.nearest[labelled]
-        shifted = logits - logits.max(axis=1, keepdims=True)
+        highest, best = highest_of_rows(logits)
+        shifted = logits - highest
         exponential = np.exp(shifted)
-        total = exponential.sum(axis=1)
-        best = logits.argmax(axis=1)
+        total = np.einsum("ij->i", exponential)
         # H = log Σe^s − Σ s·e^s / Σe^s, with no logarithm of a vanishing probability.
         nats = np.log(total) - np.einsum("ij,ij->i", shifted, exponential) / total
-        class_id[rows] = best.astype(np.uint8)[source]
+        class_id[rows] = best[source]
         probability[rows] = (1.0 / total).astype(np.float32)[source]
         entropy[rows] = np.clip(nats / np.log(max(logits.shape[1], 2)), 0.0, 1.0).astype(np.float32)[source]
     return PointLabels(class_id=class_id, probability=probability, entropy=entropy)

@@ -70,6 +70,19 @@ def lowest(xyz: np.ndarray) -> np.ndarray:
 
 
 @compiled
+def highest_of_rows(values: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Find the largest of each row of (N, C) float32, (N, 1), and the first place where it stands, (N,) uint8."""
+    highest, place = np.empty((len(values), 1), np.float32), np.empty(len(values), np.uint8)
+    for i in range(len(values)):
+        most, best = values[i, 0], np.uint8(0)
+        for k in range(1, values.shape[1]):
+            is_more = values[i, k] > most
+            most, best = values[i, k] if is_more else most, np.uint8(k) if is_more else best
+        highest[i, 0], place[i] = most, best
+    return highest, place
+
+
+@compiled
 def sorted_order(code: np.ndarray) -> np.ndarray:
     """Sort stably by radix: the order (N,) int32 of codes (N,) uint64."""
     largest = np.uint64(0)

@@ -128,6 +128,7 @@ def test_probability_and_entropy_are_those_of_the_softmax() -> None:
     prepared = prepare(sweep(random_xyz(50, half=1.5)), CONFIG)
     logits = np.random.default_rng(1).normal(0, 3, (len(prepared), 7)).astype(np.float32)
     logits[0] = (1000, -1000, 0, 0, 0, 0, 0)
+    logits[1] = (-3, 2, 1, 2, 2, -9, 2)  # of equal ones, the first
     labels = to_points(logits, prepared)
     softmax = np.exp(logits.astype(np.float64) - logits.max(axis=1, keepdims=True).astype(np.float64))
     softmax /= softmax.sum(axis=1, keepdims=True)
