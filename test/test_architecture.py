@@ -81,6 +81,7 @@ ABOUT = {
     "network/reference.py": {"torch"},
     "network/triton_kernels.py": {"torch", "triton"},
     "network/waffleiron.py": {"torch"},
+    "distill/batch_norms.py": {"torch"},
     "distill/distillation.py": {"torch"},
     "distill/losses.py": {"torch"},
     "distill/objectives.py": {"torch"},
@@ -88,7 +89,6 @@ ABOUT = {
     "distill/run_files.py": {"torch"},
     "distill/samples.py": {"torch"},
     "distill/batches.py": {"torch"},
-    "distill/train.py": {"torch"},
     "distill/train_teacher.py": {"torch"},
 }
 VAGUE = {"utils", "common", "helpers", "misc"}

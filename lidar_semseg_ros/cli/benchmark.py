@@ -35,8 +35,9 @@ class Timed:
 
 def write_random_model(path: Path, size: str, like: Path, contents: Sequence[CloudContent]) -> None:
     """Write a model of random weights whose batch norms have the statistics of these clouds."""
+    from lidar_semseg_ros.distill.batch_norms import calibrated
     from lidar_semseg_ros.distill.batches import Sample, collate
-    from lidar_semseg_ros.distill.train import calibrated, initial_network
+    from lidar_semseg_ros.distill.beginning import initial_network
     from lidar_semseg_ros.network.waffleiron import WaffleIronConfig
 
     found = re.fullmatch(r"WI-(\d+)-(\d+)", size)

@@ -3,82 +3,81 @@
 from __future__ import annotations
 
 import argparse
-import sys
-from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
-import numpy as np
-from tqdm import tqdm
-
-from lidar_semseg_ros.cli.settings import add_settings, config_from, flag_of, given_settings
+from lidar_semseg_ros.cli.settings import given_settings
+from lidar_semseg_ros.cli.training import add_training, command_line, course_of, learn, provenance_of, require_new_model
+from lidar_semseg_ros.core.classes import ClassTable
 from lidar_semseg_ros.core.errors import UserError
-from lidar_semseg_ros.distill.train import TrainConfig, initial_network, train
-from lidar_semseg_ros.formats.config_files import class_table, read_yaml
-from lidar_semseg_ros.network.inputs import InputConfig
-from lidar_semseg_ros.network.model_file import ModelDescription, read_safetensors, write_safetensors
-from lidar_semseg_ros.network.waffleiron import WaffleIron, WaffleIronConfig, from_state_dict
-from lidar_semseg_ros.sim.drive import random_views
+from lidar_semseg_ros.core.options import settings_of, to_mapping
+from lidar_semseg_ros.distill.plan import DistillConfig, Plan, read_plan
+from lidar_semseg_ros.formats.config_files import class_table
+from lidar_semseg_ros.network.model_file import ModelDescription
 
-SAVE_EVERY = 250
+OF_RECORDINGS = ("share", "validate", "validation_sweeps", "cache", "objectives", "images", "lifting")
+"""Settings and groups of them that sweeps of a simulator have no use for."""
+SIMULATOR = "lidar_semseg_ros.sim.drive.BuildingViews"
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Declare the arguments."""
     parser.add_argument("config", type=Path, help="YAML with classes, network and inputs (config/train_*.yaml)")
-    parser.add_argument("-o", "--output", type=Path, required=True, help="the .safetensors file to write")
-    parser.add_argument(
-        "--start", type=Path, help="a .safetensors model whose weights are trained on; random otherwise"
-    )
-    add_settings(parser, TrainConfig)
+    add_training(parser, leave_out=_of_recordings())
 
 
 def run(args: argparse.Namespace) -> None:
-    """Train; the averaged weights are written every 250 steps and at the end."""
-    config = config_from(args, TrainConfig)
-    if args.output.suffix != ".safetensors":
-        raise UserError(f"the output must end in .safetensors, but it is {args.output}")
-    plan = read_yaml(args.config)
-    classes = class_table(plan["classes"])
-    inputs = InputConfig.from_mapping(plan["inputs"], str(args.config))
-    network = WaffleIronConfig(inputs=len(inputs.features), outputs=len(classes), **plan["network"])
+    """Train; a run that was killed goes on from its checkpoint, with the same losses as if it had not been."""
+    from lidar_semseg_ros.distill.beginning import beginning
+    from lidar_semseg_ros.distill.objectives import Student
+    from lidar_semseg_ros.distill.processes import joined_world
+    from lidar_semseg_ros.distill.samples import TaughtBatches
+    from lidar_semseg_ros.distill.simulated import SimulatedSweeps
+    from lidar_semseg_ros.sim.drive import BuildingViews
 
-    model = initial_network(network, config.seed)
-    origin: dict[str, str] = {}
-    if args.start:
-        weights, start = read_safetensors(args.start)
-        if start.classes != classes or start.inputs != inputs:
-            raise UserError(f"{args.start} has other classes or inputs than {args.config}; start from one of its own")
-        model = from_state_dict(network, weights, str(args.start))
-        before = f", after {start.provenance['start']}" if "start" in start.provenance else ""
-        origin = {"start": f"{start.provenance['command']} (its {start.provenance['steps']} steps){before}"}
-
-    started = f" --start {args.start}" if args.start else ""
-    chosen = "".join(f" {flag_of(name)} {value}" for name, value in given_settings(args).items())
-    command = f"lidar-semseg train {args.config} -o {args.output}{started}{chosen}"
-
-    def save(model: WaffleIron, steps: int) -> None:
-        provenance: dict[str, Any] = {
-            "data": "simulated buildings with exact labels (lidar_semseg_ros.sim.drive.random_views)",
-            "command": command,
-            **origin,
-            "steps": str(steps),
+    require_new_model(args.output)
+    plan = read_plan(args.config, given_settings(args), start=args.start)
+    config, classes = plan.config, _simulated_classes(args.config, plan)
+    begin = beginning(plan, 0)
+    about = ModelDescription(
+        name=args.output.stem,
+        network=begin.network.config.to_mapping(),
+        inputs=begin.inputs,
+        classes=classes,
+        provenance={
+            "data": f"simulated buildings with exact labels ({SIMULATOR})",
+            "command": command_line("train", args),
+            **provenance_of(config, begin),
             "licence": "Apache-2.0",
-        }
-        description = ModelDescription(
-            name=args.output.stem, network=network.to_mapping(), inputs=inputs, classes=classes, provenance=provenance
+        },
+    )
+    with joined_world() as world:
+        learn(
+            Student(begin.network, config.objectives, 0, config.precision),
+            TaughtBatches(SimulatedSweeps(BuildingViews, classes, config.seed), begin.inputs, config, rank=world.rank),
+            config,
+            world,
+            args.output,
+            about,
+            course=course_of(plan, begin, world, {"simulator": SIMULATOR}),
+            sweeps="simulated sweeps",
         )
-        write_safetensors(args.output, model.state_dict(), description)
+        world.wait()
 
-    losses: list[float] = []
-    with tqdm(total=config.steps, unit="step", file=sys.stderr, disable=None) as bar:
 
-        def on_step(step: int, loss: float, finished: Callable[[], WaffleIron]) -> None:
-            losses.append(loss)
-            bar.update()
-            if (step + 1) % SAVE_EVERY == 0:
-                save(finished(), step + 1)
-                tqdm.write(f"step {step + 1}: mean loss {np.mean(losses[-SAVE_EVERY:]):.3f}", file=sys.stderr)
+def _simulated_classes(path: Path, plan: Plan) -> ClassTable:
+    """Give the classes of a training configuration; UserError if it asks for what the simulator does not have."""
+    named = [split for split, sources in plan.splits.items() if sources]
+    usual = to_mapping(DistillConfig())
+    named += [name for name in _of_recordings() if to_mapping(plan.config)[name] != usual[name]]
+    if named:
+        raise UserError(
+            f"{path} has '{named[0]}', which is for recordings; leave it out, or use `lidar-semseg distill`"
+        )
+    classes = class_table("indoor17")
+    if plan.classes is None or plan.classes.names != classes.names:
+        raise UserError(f"the simulator labels by the classes of indoor17; write 'classes: indoor17' in {path}")
+    return plan.classes
 
-        save(train(model, inputs, random_views, config, on_step), config.steps)
-    print(f"{args.output}: {config.steps} steps of {config.batch} sweeps")
+
+def _of_recordings() -> list[str]:
+    return [entry.name for entry in settings_of(DistillConfig) if entry.name.partition(".")[0] in OF_RECORDINGS]

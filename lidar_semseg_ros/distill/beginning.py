@@ -1,4 +1,4 @@
-"""The network a distillation begins with: random weights, or those of a model whose head may be another."""
+"""The network a training begins with: random weights, or those of a model whose head may be another."""
 
 from __future__ import annotations
 
@@ -32,7 +32,6 @@ def beginning(plan: Plan, features: int) -> Beginning:
     Its outputs are the classes, or, where no labels are learned, features as long as the teacher's. Of the model to
     begin with, the head is kept if it is for the same classes. UserError if that model does not fit the plan.
     """
-    from lidar_semseg_ros.distill.train import initial_network
     from lidar_semseg_ros.network.waffleiron import from_state_dict
 
     if plan.start is None:
@@ -59,6 +58,16 @@ def beginning(plan: Plan, features: int) -> Beginning:
     origin = {"start": f"{start.name}, sha256 {digest[:12]}, its head {'kept' if keeps_head else 'made anew'}"}
     origin |= {f"start {key}": value for key, value in start.provenance.items()}
     return Beginning(network=network, inputs=start.inputs, origin=origin)
+
+
+def initial_network(config: WaffleIronConfig, seed: int) -> WaffleIron:
+    """Make a network of random weights; the same seed gives the same weights."""
+    import torch
+
+    from lidar_semseg_ros.network.waffleiron import WaffleIron
+
+    torch.manual_seed(seed)
+    return WaffleIron(config)
 
 
 def _config(shape: dict[str, object]) -> WaffleIronConfig:

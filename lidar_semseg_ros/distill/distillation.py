@@ -1,4 +1,4 @@
-"""The training loop of the distillation: batches of taught sweeps in, a network out.
+"""The training loop: batches of taught sweeps in, a network out.
 
 for every step:
 batch                                             drawn by the step alone
@@ -25,12 +25,13 @@ from torch.utils.data import DataLoader, Dataset
 
 from lidar_semseg_ros.core.errors import UserError
 from lidar_semseg_ros.core.frame import CameraImage
+from lidar_semseg_ros.distill.batch_norms import CALIBRATION_BATCHES, calibrated
 from lidar_semseg_ros.distill.objectives import Lesson, Student, by_view, pixel_features, terms
 from lidar_semseg_ros.distill.plan import DistillConfig
 from lidar_semseg_ros.distill.processes import World, share_batch_norms, unshare_batch_norms
 from lidar_semseg_ros.distill.run_files import RunFiles
 from lidar_semseg_ros.distill.samples import Store, TaughtBatch, TaughtBatches, View, ids_at
-from lidar_semseg_ros.distill.train import CALIBRATION_BATCHES, calibrated, to_device, warmup_cosine
+from lidar_semseg_ros.distill.schedule import warmup_cosine
 from lidar_semseg_ros.network.waffleiron import WaffleIron
 from lidar_semseg_ros.teacher.vision import Teacher
 
@@ -165,7 +166,7 @@ class _Run:
         rate = config.learning_rate * warmup_cosine(step, config.warmup, config.steps)
         for group in self._optimiser.param_groups:
             group["lr"] = rate
-        said = self._learner(to_device(taught.batch, self._device), lesson)
+        said = self._learner(taught.batch.to(self._device), lesson)
         found = terms(said, lesson, config.objectives)
         loss = torch.stack([weight * found[name] for name, weight in self._weights.items()]).sum()
         self._optimiser.zero_grad()

@@ -22,8 +22,8 @@ class Mixture:
     sweeps: tuple[np.ndarray, ...]
     weights: np.ndarray
 
-    def draw(self, rng: np.random.Generator) -> tuple[Recording, int]:
-        """Draw a recording by its weight, and one of its sweeps."""
+    def draw(self, rng: np.random.Generator, step: int, slot: int) -> tuple[Recording, int]:
+        """Draw a recording by its weight, and one of its sweeps; every place of every batch is drawn alike."""
         chosen = int(rng.choice(len(self.recordings), p=self.weights))
         return self.recordings[chosen], int(rng.choice(self.sweeps[chosen]))
 

@@ -8,9 +8,11 @@ from __future__ import annotations
 
 import logging
 import os
+from collections.abc import Callable
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
-from typing import NamedTuple
+from typing import NamedTuple, Protocol
 
 import numpy as np
 import torch
@@ -113,12 +115,24 @@ class _Taken:
     name: str
 
 
+class Sweeps(Protocol):
+    """What batches are drawn from."""
+
+    def draw(self, rng: np.random.Generator, step: int, slot: int) -> tuple[Recording, int]:
+        """Draw a recording and one of its sweeps for a place in the batch of a step, by these alone."""
+        ...
+
+
+Draw = Callable[[], tuple[Recording, int]]
+"""Draws another sweep for the same place."""
+
+
 class TaughtBatches(Dataset[TaughtBatch]):
     """The batch of every step, for one of several processes."""
 
     def __init__(
         self,
-        mixture: Mixture,
+        sweeps: Sweeps,
         inputs: InputConfig,
         config: DistillConfig,
         features: Store | None = None,
@@ -126,7 +140,7 @@ class TaughtBatches(Dataset[TaughtBatch]):
         rank: int = 0,
     ) -> None:
         """Take what to draw from; features and masks: what the models of images have said, where they are asked."""
-        self._mixture, self._inputs, self._config = mixture, inputs, config
+        self._sweeps, self._inputs, self._config = sweeps, inputs, config
         self._features, self._masks = features, masks
         self._rank = rank
         cache = Path(config.cache).expanduser()
@@ -139,7 +153,8 @@ class TaughtBatches(Dataset[TaughtBatch]):
     def __getitem__(self, step: int) -> TaughtBatch:
         taken: list[_Taken] = []
         for slot in range(self._rank * self._config.batch, (self._rank + 1) * self._config.batch):
-            taken += self._drawn(np.random.default_rng([self._config.seed, step, slot]))
+            rng = np.random.default_rng([self._config.seed, step, slot])
+            taken += self._drawn(partial(self._sweeps.draw, rng, step, slot), rng)
         batch = collate([one.sample for one in taken])
         offsets = np.cumsum([0, *(len(one.weights) for one in taken)])
         views = [replace(view, point=view.point + at) for one, at in zip(taken, offsets) for view in one.views]
@@ -156,9 +171,9 @@ class TaughtBatches(Dataset[TaughtBatch]):
             names=[one.name for one in taken],
         )
 
-    def _drawn(self, rng: np.random.Generator) -> list[_Taken]:
+    def _drawn(self, draw: Draw, rng: np.random.Generator) -> list[_Taken]:
         for _ in range(MOST_DRAWS):
-            taken = self._taken(*self._mixture.draw(rng), rng)
+            taken = self._taken(draw, rng)
             if all(len(one.weights) for one in taken):
                 return taken
         raise UserError(
@@ -166,10 +181,12 @@ class TaughtBatches(Dataset[TaughtBatch]):
             "training configuration, and that the recordings are in metres with z up"
         )
 
-    def _taken(self, recording: Recording, index: int, rng: np.random.Generator) -> list[_Taken]:
+    def _taken(self, draw: Draw, rng: np.random.Generator) -> list[_Taken]:
+        recording, index = draw()
         sweep = recording.sweep(index)
         if rng.random() < self._config.augment.mix:
-            sweep = mixed_sweep(sweep, self._other(rng), rng)
+            other_recording, number = draw()
+            sweep = mixed_sweep(sweep, other_recording.sweep(number), rng)
         if not self._config.objectives.needs_segments:
             return [self._one(recording, index, sweep, None, rng)]
         # Backwards where the drive ends.
@@ -180,10 +197,6 @@ class TaughtBatches(Dataset[TaughtBatch]):
             self._one(recording, index, sweep, segment, rng),
             self._one(recording, other, recording.sweep(other), other_segment, rng, is_later=True),
         ]
-
-    def _other(self, rng: np.random.Generator) -> LabelledSweep:
-        recording, index = self._mixture.draw(rng)
-        return recording.sweep(index)
 
     def _changed(self, frame: LidarFrame, rng: np.random.Generator) -> LidarFrame:
         augment = self._config.augment

@@ -18,7 +18,7 @@ from lidar_semseg_ros.core.errors import UserError
 from lidar_semseg_ros.core.frame import UNLABELLED
 from lidar_semseg_ros.core.options import setting
 from lidar_semseg_ros.distill.losses import cross_entropy_and_lovasz
-from lidar_semseg_ros.distill.train import warmup_cosine
+from lidar_semseg_ros.distill.schedule import warmup_cosine
 
 WIDTH, HEIGHT = 320, 240
 MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)

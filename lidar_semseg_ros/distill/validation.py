@@ -9,9 +9,8 @@ import numpy as np
 from lidar_semseg_ros.core.classes import ClassTable
 from lidar_semseg_ros.core.errors import UserError
 from lidar_semseg_ros.core.metrics import confusion_matrix, mean_iou
-from lidar_semseg_ros.distill.batches import Sample, collate
+from lidar_semseg_ros.distill.batches import Sample, collate, logits_of
 from lidar_semseg_ros.distill.recordings import Recording
-from lidar_semseg_ros.distill.train import logits_of
 from lidar_semseg_ros.network.inputs import InputConfig, prepare, to_points
 from lidar_semseg_ros.network.waffleiron import WaffleIron
 

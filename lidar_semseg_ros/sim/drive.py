@@ -20,6 +20,7 @@ CAMERA_DELAY_S = 0.033
 TURN_M, ROUNDING_M, SAMPLED_EVERY_M = 1.2, 0.35, 0.02
 """Over how much of its way the robot turns, by how much it cuts corners, and how finely its way is kept."""
 VIEWS_PER_BUILDING = 8
+"""As many of a building follow each other in an endless row of views."""
 ON_FURNITURE = 0.35
 """Share of random views whose lidar stands on furniture."""
 
@@ -88,22 +89,35 @@ def drive(config: SimConfig) -> Iterator[SimulatedFrame]:
 def random_views(
     rng: np.random.Generator, lidar: str | LidarModel | None = None
 ) -> Iterator[tuple[LidarFrame, np.ndarray]]:
-    """Yield endless single sweeps with exact labels: new buildings, places, heights, tilts and, if None, lidars.
+    """Yield endless single sweeps with exact labels of ever new buildings, by a random lidar if it is None."""
+    while True:
+        building = BuildingViews(rng, lidar)
+        for view in range(VIEWS_PER_BUILDING):
+            yield building.view(rng, view)
+
+
+class BuildingViews:
+    """Single sweeps of one building: new places, heights, tilts and, if None, lidars.
 
     Most lidars stand where a robot goes; some stand on a table, a cabinet or a counter, among what lies there.
     """
-    names = list(LIDARS)
-    while True:
+
+    def __init__(self, rng: np.random.Generator, lidar: str | LidarModel | None = None) -> None:
+        """Make up the building."""
         building = make_building(rng)
-        scene, track = Scene(building), _Track(building)
-        for view in range(VIEWS_PER_BUILDING):
-            place = place_on_furniture(scene, rng) if rng.random() < ON_FURNITURE else None
-            if place is None:
-                above_floor = np.array([*rng.normal(0, 0.15, 2), rng.uniform(0.25, 1.8)])
-                place = (track.pose(rng.uniform(0, track.length_m)) @ rigid(np.eye(3), above_floor))[:3, 3]
-            pose = rigid(rotation_from_rpy(*rng.normal(0, 0.02, 2), rng.uniform(-np.pi, np.pi)), place)
-            model = lidar if isinstance(lidar, LidarModel) else LIDARS[lidar or names[rng.integers(len(names))]]
-            yield scan(scene, model, pose, pose, view, "lidar", int(rng.integers(1000)), rng)
+        self._scene, self._track, self._lidar = Scene(building), _Track(building), lidar
+
+    def view(self, rng: np.random.Generator, stamp_ns: int = 0) -> tuple[LidarFrame, np.ndarray]:
+        """Measure from a random place: a sweep, and its exact labels (N,) uint8."""
+        place = place_on_furniture(self._scene, rng) if rng.random() < ON_FURNITURE else None
+        if place is None:
+            above_floor = np.array([*rng.normal(0, 0.15, 2), rng.uniform(0.25, 1.8)])
+            place = (self._track.pose(rng.uniform(0, self._track.length_m)) @ rigid(np.eye(3), above_floor))[:3, 3]
+        pose = rigid(rotation_from_rpy(*rng.normal(0, 0.02, 2), rng.uniform(-np.pi, np.pi)), place)
+        names = list(LIDARS)
+        lidar = self._lidar or names[rng.integers(len(names))]
+        model = LIDARS[lidar] if isinstance(lidar, str) else lidar
+        return scan(self._scene, model, pose, pose, stamp_ns, "lidar", int(rng.integers(1000)), rng)
 
 
 def random_images(rng: np.random.Generator, width: int, height: int) -> Iterator[tuple[np.ndarray, np.ndarray]]:

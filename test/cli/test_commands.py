@@ -13,7 +13,6 @@ pytest.importorskip("torch", reason="PyTorch is not installed")
 
 from lidar_semseg_ros.cli.main import main
 from lidar_semseg_ros.formats.bags import BagWriter, open_bag
-from lidar_semseg_ros.formats.config_files import package_share
 from lidar_semseg_ros.formats.pointcloud2 import cloud_content, column, read_cloud
 
 SEGMENTATION = "/segmenter/output/pointcloud/segmentation"
@@ -192,29 +191,3 @@ def test_a_class_table_of_another_size_is_refused(
     arguments = ["import", str(checkpoint), "--layout", "waffleiron", "--config", "waffleiron_kitti"]
     said = failing([*arguments, "--classes", "nuscenes16", "-o", str(tmp_path / "m.safetensors")], capsys)
     assert "19 outputs" in said and "16 classes" in said
-
-
-def test_training_goes_on_from_a_model_and_its_header_tells_the_whole_history(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> None:
-    pytest.importorskip("embreex", reason="the simulator's ray caster is not installed (extra [sim])")
-    from lidar_semseg_ros.network.model_file import read_safetensors
-
-    monkeypatch.chdir(tmp_path)
-    plan = str(package_share() / "config" / "train_indoor_small.yaml")
-    short = ["--batch", "1", "--max-points", "300", "--workers", "0", "--warmup", "1"]
-    main(["train", plan, "-o", "first.safetensors", "--steps", "1", *short])
-    command = ["train", plan, "-o", "second.safetensors", "--start", "first.safetensors", "--steps", "1", *short]
-    main([*command, "--learning-rate", "0.0"])
-    first, origin = read_safetensors(Path("first.safetensors"))
-    second, description = read_safetensors(Path("second.safetensors"))
-    weights = [key for key in first if "running" not in key and "num_batches" not in key]
-    assert all((first[key] == second[key]).all() for key in weights), "a learning rate of 0 keeps the weights"
-    assert description.provenance["start"] == f"{origin.provenance['command']} (its {origin.provenance['steps']} steps)"
-    assert "--start first.safetensors" in description.provenance["command"]
-    assert "--learning-rate 0.0" in description.provenance["command"]
-
-    other = Path("other.yaml")
-    other.write_text(Path(plan).read_text().replace("voxel_size_m: 0.1", "voxel_size_m: 0.2"))
-    said = failing(["train", str(other), "-o", "third.safetensors", "--start", "first.safetensors"], capsys)
-    assert "first.safetensors has other classes or inputs" in said

@@ -149,7 +149,7 @@ def test_recordings_are_drawn_by_their_weights_and_only_from_their_share(tmp_pat
         recordings.append(open_recording(source(tmp_path / f"{name}.mcap"), tmp_path / "cache", images=False))
     mixture = mixed(recordings, [3.0, 1.0], share=0.5, seed=0)
     rng = np.random.default_rng(0)
-    drawn = [mixture.draw(rng) for _ in range(800)]
+    drawn = [mixture.draw(rng, step, 0) for step in range(800)]
     share_of_a = np.mean([recording is recordings[0] for recording, _ in drawn])
     assert 0.70 < share_of_a < 0.80  # three standard deviations of 800 draws are 0.046
     assert {index for recording, index in drawn if recording is recordings[0]} == set(nested_subset(6, 0.5, 0))

@@ -1,8 +1,5 @@
 from __future__ import annotations
 
-from collections.abc import Iterator
-from itertools import islice
-
 import numpy as np
 import pytest
 
@@ -10,10 +7,11 @@ torch = pytest.importorskip("torch", reason="PyTorch is not installed")
 
 from lidar_semseg_ros.core.frame import UNLABELLED, LidarFrame
 from lidar_semseg_ros.distill.augment import intensity_changed, rings_thinned, turned_flipped_scaled
+from lidar_semseg_ros.distill.batch_norms import calibrated
 from lidar_semseg_ros.distill.batches import collate, training_sample
 from lidar_semseg_ros.distill.losses import cross_entropy_and_lovasz, lovasz_softmax
-from lidar_semseg_ros.distill.train import TrainConfig, calibrated, initial_network, train, warmup_cosine
-from lidar_semseg_ros.network.inputs import InputConfig, prepare, to_points
+from lidar_semseg_ros.distill.schedule import warmup_cosine
+from lidar_semseg_ros.network.inputs import InputConfig
 from lidar_semseg_ros.network.waffleiron import WaffleIron, WaffleIronConfig, planes_of
 
 INPUTS = InputConfig(
@@ -33,11 +31,6 @@ def two_storeys(rng: np.random.Generator, points: int = 900) -> tuple[LidarFrame
     intensity = rng.uniform(0, 200, points).astype(np.float32)
     frame = LidarFrame(stamp_ns=0, frame_id="", xyz=xyz, ring=ring, intensity=intensity)
     return frame, (xyz[:, 2] > 0).astype(np.uint8)
-
-
-def sweeps(rng: np.random.Generator) -> Iterator[tuple[LidarFrame, np.ndarray]]:
-    while True:
-        yield two_storeys(rng)
 
 
 def test_lovasz_softmax_by_hand() -> None:
@@ -129,22 +122,6 @@ def test_warm_up_rises_and_the_cosine_falls_to_its_floor() -> None:
     factors = [warmup_cosine(step, 10, 100) for step in range(101)]
     assert factors[0] == 0.1 and factors[9] == 1.0 and factors[10] == 1.0
     assert factors[55] == pytest.approx(0.5025) and factors[100] == pytest.approx(0.005)
-
-
-def test_training_learns_a_simple_rule_and_the_same_seed_gives_the_same_weights() -> None:
-    config = TrainConfig(steps=60, batch=2, max_points=600, warmup=5, ema=0.8, workers=0, learning_rate=5e-3)
-    losses: list[float] = []
-    model = train(initial_network(NETWORK, 0), INPUTS, sweeps, config, lambda step, loss, finished: losses.append(loss))
-    assert np.mean(losses[-5:]) < 0.4 * losses[0]
-    frame, labels = next(islice(sweeps(np.random.default_rng(99)), 1))
-    prepared = prepare(frame, INPUTS)
-    features, neighbours, *planes = (torch.from_numpy(array) for array in prepared.arrays())
-    with torch.inference_mode():
-        logits = model(features, neighbours, planes_of(planes)).numpy()
-    assert np.mean(to_points(logits, prepared).class_id == labels) > 0.95
-    again: list[float] = []
-    train(initial_network(NETWORK, 0), INPUTS, sweeps, config, lambda step, loss, finished: again.append(loss))
-    assert again == losses
 
 
 def test_calibrated_statistics_are_the_mean_and_variance_of_the_batches() -> None:
