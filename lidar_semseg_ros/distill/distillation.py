@@ -262,7 +262,7 @@ def lesson_of(taught: TaughtBatch, config: DistillConfig, teacher: ImageTeacher 
     """Gather what the objectives learn from a batch."""
     features = 0 if teacher is None else teacher.features
     views = taught.views if teacher is None else teacher.complete(taught.views)
-    point, pixels, superpixel = pixel_features(views, features)
+    point, pixels, superpixel = pixel_features(views, features, of_classes=config.objectives.superpixels == "classes")
     most = config.objectives.contrast_points if config.objectives.xmodel else 0
     seen, by_views, shows = by_view(point, pixels, most)
     arrays = {"point": point, "pixels": pixels, "superpixel": superpixel}

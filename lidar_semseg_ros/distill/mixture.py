@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 from pathlib import Path
 
 import numpy as np
@@ -32,15 +33,24 @@ class Mixture:
 
 
 def mixed(recordings: Sequence[Recording], weights: Sequence[float], share: float, seed: int) -> Mixture:
-    """Mix recordings; of each, `share` of its sweeps take part. UserError if there is nothing to draw from."""
-    total = float(np.sum(weights))
-    if not recordings or not total > 0:
+    """Mix recordings; `share` of all their sweeps take part. UserError if there is nothing to draw from.
+
+    A recording of which none takes part is not drawn from.
+    """
+    if not recordings or not np.sum(weights) > 0:
         raise UserError("there is nothing to train on; give recordings with a positive 'weight'")
     empty = [recording.name for recording in recordings if len(recording) == 0]
     if empty:
         raise UserError(f"{', '.join(empty)} has no sweeps; leave it out of the training configuration")
-    sweeps = tuple(nested_subset(len(recording), share, seed) for recording in recordings)
-    return Mixture(recordings=tuple(recordings), sweeps=sweeps, weights=np.asarray(weights, float) / total)
+    first = np.cumsum([0, *(len(recording) for recording in recordings)])
+    chosen = nested_subset(int(first[-1]), share, seed)
+    sweeps = tuple(chosen[(chosen >= begin) & (chosen < end)] - begin for begin, end in pairwise(first))
+    drawn = np.where([len(of_one) > 0 for of_one in sweeps], np.asarray(weights, float), 0.0)
+    if not drawn.sum() > 0:
+        raise UserError(
+            f"a share of {share:g} leaves no sweep of the recordings with a positive 'weight'; raise 'share'"
+        )
+    return Mixture(recordings=tuple(recordings), sweeps=sweeps, weights=drawn / drawn.sum())
 
 
 def nested_subset(count: int, share: float, seed: int) -> np.ndarray:

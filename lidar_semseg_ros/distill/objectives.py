@@ -171,10 +171,13 @@ def _xmodel(said: Said, fused: Fused, lesson: Lesson, temperature: float) -> Ten
     )
 
 
-def pixel_features(views: Sequence[View], features: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+def pixel_features(
+    views: Sequence[View], features: int, of_classes: bool = False
+) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """Look up what the teachers say: rows of the batch (M,), features (M, D) float32 and superpixels (M,).
 
-    Superpixels of different images get different numbers.
+    Superpixels of different images get different numbers, unless they are classes: what is of one class in two images
+    must not be contrasted.
     """
     values = [
         PatchFeatures(values=view.features.astype(np.float32), image_size=view.image_size).at(view.uv_px)
@@ -182,7 +185,7 @@ def pixel_features(views: Sequence[View], features: int) -> tuple[np.ndarray, np
         if view.features is not None
     ]
     superpixels = [
-        np.where(view.superpixel >= 0, view.superpixel + number * MOST_SUPERPIXELS, -1)
+        np.where(view.superpixel >= 0, view.superpixel + (0 if of_classes else number * MOST_SUPERPIXELS), -1)
         for number, view in enumerate(views)
         if view.superpixel is not None
     ]

@@ -37,7 +37,7 @@ class StudyConfig:
     pretrain_steps: int = setting(200, "optimiser steps of a pre-training", minimum=1)
     probe_steps: int = setting(100, "optimiser steps of linear probing and of few-shot fine-tuning", minimum=1)
     full_steps: int = setting(400, "optimiser steps of a training from labels alone", minimum=1)
-    share: float = setting(0.05, "few-shot: share of the sweeps of each drive whose labels are given", minimum=0.0)
+    share: float = setting(0.05, "few-shot: share of all sweeps whose labels are given", minimum=0.0)
     batch: int = setting(4, "sweeps per step", minimum=1)
     max_points: int = setting(3000, "points kept of a sweep", minimum=100)
     seeds: int = setting(3, "repetitions, with other weights and other draws", minimum=1)
@@ -89,8 +89,8 @@ METHODS: dict[str, dict[str, Any] | None] = {
     "pseudo-labels": {"pseudo_labels": 1.0},
     "xModel-KD (pseudo-labels and fusion)": {"pseudo_labels": 1.0, "xmodel": 1.0},
 }
-"""Objectives of each pre-training. Seal's superpixels are the teacher's classes, which have no negatives of one class;
-xModel-KD learns from pseudo-labels, so its row is to be read beside theirs."""
+"""Objectives of each pre-training. Seal's superpixels are the teacher's classes, one of each in a batch, so that none is
+contrasted with its like; xModel-KD learns from pseudo-labels, so its row is to be read beside theirs."""
 DEPTHS = (6, 12, 24)
 BETWEEN = {FINE: (FINE,), COARSE: (COARSE,), f"{FINE} and {COARSE}": (FINE, COARSE)}
 

@@ -152,7 +152,12 @@ def test_recordings_are_drawn_by_their_weights_and_only_from_their_share(tmp_pat
     drawn = [mixture.draw(rng, step, 0) for step in range(800)]
     share_of_a = np.mean([recording is recordings[0] for recording, _ in drawn])
     assert 0.70 < share_of_a < 0.80  # three standard deviations of 800 draws are 0.046
-    assert {index for recording, index in drawn if recording is recordings[0]} == set(nested_subset(6, 0.5, 0))
+    half = set(nested_subset(12, 0.5, 0).tolist())  # of the sweeps of both
+    assert {6 * recordings.index(recording) + index for recording, index in drawn} == half and len(mixture) == 6
+    one = mixed(recordings, [1.0, 1.0], share=0.08, seed=0)
+    assert len(one) == 1 and {one.draw(rng, step, 0)[1] + 6 * one.weights.argmax() for step in range(20)} < half
+    with pytest.raises(UserError, match="leaves no sweep"):
+        mixed(recordings, (one.weights == 0).astype(float).tolist(), share=0.08, seed=0)
     with pytest.raises(UserError, match="nothing to train on"):
         mixed(recordings, [0.0, 0.0], share=1.0, seed=0)
 

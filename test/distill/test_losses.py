@@ -22,6 +22,8 @@ from lidar_semseg_ros.distill.losses import (
     view_contrast,
     weighted_cross_entropy_and_lovasz,
 )
+from lidar_semseg_ros.distill.objectives import pixel_features
+from lidar_semseg_ros.distill.samples import View
 
 POINTS, LATER, CLASSES, FEATURES, VIEWS = 14, 11, 4, 5, 3
 RNG = np.random.default_rng(7)
@@ -241,6 +243,29 @@ def test_superpixel_contrast_by_hand_and_as_loops() -> None:
     anchors = [mean_of_segment(student, SEGMENTS, i) for i in ids]
     targets = [mean_of_segment(PIXELS, SEGMENTS, i) for i in ids]
     assert superpixel_contrast(student, PIXELS, SEGMENTS).item() == pytest.approx(contrast_by_loops(anchors, targets))
+
+
+def test_superpixels_that_are_classes_have_no_negatives_of_their_class_in_other_images() -> None:
+    features = np.float16([[[1, 0], [0, 1]]])  # one row of two patches
+    views = [
+        View(
+            key=str(image),
+            point=np.array([2 * image, 2 * image + 1]),
+            uv_px=np.array([[0.0, 0.0], [19.0, 0.0]]),
+            superpixel=np.array([4, 7]),
+            image_size=(20, 10),
+            features=features,
+            image=None,
+        )
+        for image in range(2)
+    ]
+    points = torch.eye(2).repeat(2, 1)  # all right
+    losses = []
+    for of_classes in (True, False):
+        point, pixels, superpixel = (torch.from_numpy(array) for array in pixel_features(views, 2, of_classes))
+        losses.append(superpixel_contrast(points[point], pixels, superpixel).item())
+    assert losses[0] == pytest.approx(0, abs=1e-5)
+    assert losses[1] == pytest.approx(np.log(2), abs=1e-5)  # each has its like in the other image against it
 
 
 def test_a_superpixel_is_its_points_with_a_pixel() -> None:
