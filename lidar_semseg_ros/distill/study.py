@@ -89,8 +89,8 @@ METHODS: dict[str, dict[str, Any] | None] = {
     "pseudo-labels": {"pseudo_labels": 1.0},
     "xModel-KD (pseudo-labels and fusion)": {"pseudo_labels": 1.0, "xmodel": 1.0},
 }
-"""Objectives of each pre-training. Seal's superpixels are the teacher's classes, one of each in a batch, so that none is
-contrasted with its like; xModel-KD learns from pseudo-labels, so its row is to be read beside theirs."""
+"""Objectives of each pre-training. Seal's superpixels are the teacher's classes, one of each in a batch, so that none
+is contrasted with its like; xModel-KD learns from pseudo-labels, so its row is to be read beside theirs."""
 DEPTHS = (6, 12, 24)
 BETWEEN = {FINE: (FINE,), COARSE: (COARSE,), f"{FINE} and {COARSE}": (FINE, COARSE)}
 
