@@ -26,14 +26,15 @@ from lidar_semseg_ros.ros.camera_watch import CameraWatch
 from lidar_semseg_ros.ros.diagnostics import WINDOW, DiagnosticsPublisher, Tally
 from lidar_semseg_ros.ros.drops import LOG_PERIOD_S, Drops
 from lidar_semseg_ros.ros.endpoints import outlet
-from lidar_semseg_ros.ros.live_rig import ExtrinsicsConfig, LiveRig, Motion
+from lidar_semseg_ros.ros.live_rig import ExtrinsicsConfig, LiveRig, Motion, NoCameraInfoError
 from lidar_semseg_ros.ros.messages import cloud_message, image_message, time_message
 from lidar_semseg_ros.ros.outputs import LATCHED, publish_classes
 from lidar_semseg_ros.ros.parameters import declared
 from lidar_semseg_ros.ros.process import leave, run_node
+from lidar_semseg_ros.ros.scheduling import POLICIES, schedule
 from lidar_semseg_ros.ros.synchronizers import Clocks, Pair, SyncConfig, Synchronizer, synchronizer
 from lidar_semseg_ros.ros.timers import steady_timer
-from lidar_semseg_ros.ros.transforms import Transforms
+from lidar_semseg_ros.ros.transforms import NoTransformError, Transforms
 from lidar_semseg_ros.ros.worker import Worker
 from lidar_semseg_ros.teacher.labeller import (
     Labeller,
@@ -49,6 +50,8 @@ from lidar_semseg_ros.view.paint import overlay
 ATTEND_PERIOD_S = 0.1
 DROP_CAUSES = ("busy", "no_image", "invalid", "no_transform", "failed")
 """Why a cloud gets no pseudo-labels."""
+IMAGE_CAUSES = ("image_invalid", "image_no_camera_info", "image_no_transform")
+"""Why an image is left out while the others of its cloud label it."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -61,6 +64,12 @@ class TeacherNodeConfig(TeacherConfig):
         "",
         "frame of /tf in which the robot moves, such as odom, so that motion is undone and past sweeps vote, too; "
         "empty: the poses come as Odometry on ~/input/odometry, if anybody publishes there",
+    )
+    scheduling_policy: str = setting(
+        "idle",
+        "policy of the thread that labels, as man 7 sched has it. idle: it takes what is left of the processors by the "
+        "nodes that work beside it, such as the segmenter; other: it takes its share, and they lose theirs",
+        choices=POLICIES,
     )
     extrinsics: ExtrinsicsConfig = ExtrinsicsConfig()
     sync: SyncConfig = SyncConfig()
@@ -90,14 +99,14 @@ class TeacherNode(Node):
         self._tally = Tally()
         self._drops = Drops(self, self._tally)
         self._seen = _CameraStatistics(self._cameras)
-        topics = {name: self.resolve_topic_name(f"~/input/{name}/image") for name in self._cameras}
+        self._image_topics = {name: self.resolve_topic_name(f"~/input/{name}/image") for name in self._cameras}
         consequence = config.sync.without_a_camera(len(self._cameras))
-        self._watch = CameraWatch(topics, consequence, lambda said: self.get_logger().warning(said))
-        events = ("received", "labelled", *DROP_CAUSES)
+        self._watch = CameraWatch(self._image_topics, consequence, lambda said: self.get_logger().warning(said))
+        events = ("received", "labelled", *DROP_CAUSES, *IMAGE_CAUSES)
         self._diagnostics = DiagnosticsPublisher(
             self, self._tally, events, self._facts, self._idle, trouble=lambda: self._watch.silences()
         )
-        self._worker: Worker[Pair] = Worker(self._drops.guarded(self._label))
+        self._worker: Worker[Pair] = Worker(self._drops.guarded(self._label), begin=self._schedule)
         self._input: Synchronizer | None = None
         self._sweep_s, self._last_ns, self._recorded_cameras = 0.0, 0, 0
         self._attending = steady_timer(self, ATTEND_PERIOD_S, self._attend)
@@ -153,6 +162,15 @@ class TeacherNode(Node):
 
     # One pair, in the worker's thread.
 
+    def _schedule(self) -> None:
+        policy = self._config.scheduling_policy
+        try:
+            schedule(policy)
+        except OSError as error:
+            self.get_logger().warning(
+                f"the thread that labels stays as it is, for scheduling_policy {policy} cannot be set: {error}"
+            )
+
     def _label(self, pair: Pair) -> None:
         start = time.perf_counter()
         content = cloud_content(pair.cloud)
@@ -169,7 +187,7 @@ class TeacherNode(Node):
         frame = read_cloud(content, self._config.fields)
         self._sweep_s = frame.duration_s()
         frame = replace(frame, stamp_ns=self._rig.lidar.start_ns(content.stamp_ns, self._sweep_s))
-        images = {name: self._rig.taken(name, *taken, frame) for name, taken in pair.images.items()}
+        images = self._taken(pair, frame)
         trajectory, base_from_lidar = self._motion.around(frame)
         taught = self._labeller.label(frame, images, base_from_lidar, trajectory)
         labels = taught.labels
@@ -183,12 +201,37 @@ class TeacherNode(Node):
         self._tally.time("lifting", taught.lifting_ms)
         self._tally.time("total", (time.perf_counter() - start) * 1e3)
 
+    def _taken(self, pair: Pair, frame: LidarFrame) -> dict[str, TakenImage]:
+        """Decode the images and leave out those that cannot be used; if none can, UserError as of the first."""
+        images: dict[str, TakenImage] = {}
+        faults: dict[str, UserError] = {}
+        for name, (time_ns, message) in pair.images.items():
+            try:
+                images[name] = self._rig.taken(name, time_ns, message, frame)
+            except UserError as error:
+                faults[name] = error
+        if not images:
+            raise next(iter(faults.values()))
+        for name, error in faults.items():
+            cause = _image_cause(error)
+            self._tally.count(cause)
+            self.get_logger().warning(
+                f"image of {name} left out ({cause}): {error}", throttle_duration_sec=LOG_PERIOD_S
+            )
+        return images
+
     def _publish_settings(self) -> None:
         """Say once more what makes the labels when a camera has been added to those that are known."""
         if len(self._rig.known) > self._recorded_cameras:
             self._recorded_cameras = len(self._rig.known)
             settings = to_mapping(self._config)
-            text = settings_text(settings, self._identity, self._never_labelled, self._rig.known)
+            text = settings_text(
+                settings,
+                self._identity,
+                self._never_labelled,
+                cloud_topic=self.resolve_topic_name("~/input/pointcloud"),
+                rig=self._rig.as_recorded(self._image_topics),
+            )
             self._settings.publish(String(data=text))
 
     def _publish_images(self, frame: LidarFrame, images: dict[str, TakenImage], taught: Taught) -> None:
@@ -213,6 +256,12 @@ class TeacherNode(Node):
         if hasattr(self, "_worker"):
             self._worker.stop()
         super().destroy_node()
+
+
+def _image_cause(error: UserError) -> str:
+    if isinstance(error, NoCameraInfoError):
+        return "image_no_camera_info"
+    return "image_no_transform" if isinstance(error, NoTransformError) else "image_invalid"
 
 
 class _CameraStatistics:

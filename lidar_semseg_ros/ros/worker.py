@@ -52,10 +52,10 @@ class Mailbox(Generic[T]):
 
 
 class Worker(Generic[T]):
-    """Runs `work` on the newest item of a mailbox, one at a time, in one thread of its own."""
+    """Runs `work` on the newest item of a mailbox, one at a time, in one thread of its own that does `begin` first."""
 
-    def __init__(self, work: Callable[[T], None]) -> None:
-        self._work = work
+    def __init__(self, work: Callable[[T], None], begin: Callable[[], None] = lambda: None) -> None:
+        self._work, self._begin = work, begin
         self._mailbox: Mailbox[T] = Mailbox()
         self._thread = threading.Thread(target=self._run, name=THREAD, daemon=True)
         self._thread.start()
@@ -78,6 +78,7 @@ class Worker(Generic[T]):
         self._thread.join(timeout_s)
 
     def _run(self) -> None:
+        self._begin()
         while (item := self._mailbox.take()) is not None:
             self._work(item)
 

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import gc
 import itertools
 import json
+import os
 import re
+import threading
 import time
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
@@ -25,16 +28,20 @@ from robot import good_cloud, spin_until
 from sensor_msgs.msg import Image, PointCloud2
 from std_msgs.msg import Header, String
 
+from lidar_semseg_ros.core.errors import UserError
 from lidar_semseg_ros.core.frame import UNLABELLED, CameraImage
 from lidar_semseg_ros.core.geometry import invert_rigid, quaternion_from_rotation
 from lidar_semseg_ros.formats.pointcloud2 import cloud_content, cloud_from_frame, column, read_cloud
+from lidar_semseg_ros.formats.poses import pose_of_message
 from lidar_semseg_ros.ros import camera_watch, teacher_node
+from lidar_semseg_ros.ros.live_rig import NoCameraInfoError
 from lidar_semseg_ros.ros.messages import cloud_message, image_message, time_message
 from lidar_semseg_ros.ros.synchronizers import Clocks, SyncConfig, synchronizer
 from lidar_semseg_ros.ros.teacher_node import TeacherNode
+from lidar_semseg_ros.ros.transforms import NoTransformError
 from lidar_semseg_ros.sim.drive import SimConfig, SimulatedFrame, drive
 from lidar_semseg_ros.teacher.labeller import Labeller, TakenImage
-from lidar_semseg_ros.teacher.lifting import LiftingConfig
+from lidar_semseg_ros.teacher.lifting import LiftingConfig, Trajectory
 from lidar_semseg_ros.teacher.scores import PixelScores, certain_scores
 from lidar_semseg_ros.teacher.voting import VotingConfig
 from lidar_semseg_ros.view.paint import overlay
@@ -50,7 +57,9 @@ class AllKnowing:
     gives, never_labelled = ("labels",), ()
 
     def __init__(self, frames: Sequence[SimulatedFrame]) -> None:
-        self.asked = 0
+        self.policy = -1
+        self.begun, self.go_on = threading.Event(), threading.Event()
+        self.go_on.set()
         self._classes = {
             (camera.name, image.stamp_ns % LAP_NS): classes
             for frame in frames
@@ -58,7 +67,9 @@ class AllKnowing:
         }
 
     def label(self, images: Sequence[CameraImage]) -> list[PixelScores]:
-        self.asked += 1
+        self.policy = os.sched_getscheduler(0)
+        self.begun.set()
+        self.go_on.wait(120)
         found = [self._classes[image.frame_id, image.stamp_ns % LAP_NS] for image in images]
         return [certain_scores(classes, classes.shape[1::-1]) for classes in found]
 
@@ -154,11 +165,19 @@ def header_of(frame: Any, image: CameraImage) -> Any:
 
 
 @pytest.fixture
-def robot(frames: list[SimulatedFrame], calibration: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Drive]:
-    knowing = AllKnowing(frames)
+def knowing(frames: list[SimulatedFrame]) -> AllKnowing:
+    return AllKnowing(frames)
+
+
+@pytest.fixture
+def robot(
+    knowing: AllKnowing, calibration: Path, monkeypatch: pytest.MonkeyPatch, request: pytest.FixtureRequest
+) -> Iterator[Drive]:
+    """The robot with its teacher; parametrize it indirectly for other parameters."""
     monkeypatch.setattr(teacher_node, "chosen_teacher", lambda *_: knowing)
     monkeypatch.setattr(teacher_node, "teacher_identity", lambda *_: {"model": "all-knowing", "sha256": "0" * 64})
     chosen = ["cameras:=camera_0,camera_1", "extrinsics.source:=file", f"extrinsics.file:={calibration}"]
+    chosen += getattr(request, "param", [])
     rclpy.init(args=["--ros-args", *(word for one in chosen for word in ("-p", f"teacher:{one}"))])
     made = Drive(TeacherNode())
     yield made
@@ -208,6 +227,62 @@ def test_every_cloud_keeps_its_points_and_gets_the_labels_that_it_gets_offline(
     assert robot.settings["teacher"]["model"] == "all-knowing" and set(robot.settings["cameras"]) == set(CAMERAS)
 
 
+def test_a_teacher_slower_than_the_sensor_counts_what_gave_way_labels_the_newest_and_keeps_nothing_else(
+    robot: Drive, knowing: AllKnowing, frames: list[SimulatedFrame]
+) -> None:
+    robot.listen()
+    knowing.go_on.clear()
+    first, *others = (later(frames[n % 6], n // 6 * LAP_NS) for n in range(31))
+    robot.publish(first)
+    robot.until(knowing.begun.is_set)
+    kept = []
+    for simulated in others:
+        robot.publish(simulated)
+        kept.append(sum(isinstance(one, PointCloud2) for one in gc.get_objects()))
+    # The last one still waits for nearer images; one of the others waits for the teacher, so 28 of them gave way.
+    counts = robot.teacher._tally.counts
+    robot.until(lambda: counts()["busy"] == 28)
+    assert max(kept[20:]) <= max(kept[:10])
+    knowing.go_on.set()
+    robot.until(lambda: len(robot.labelled) == 2)
+    assert set(robot.labelled) == {first.frame.stamp_ns, others[28].frame.stamp_ns}
+    robot.until(lambda: counts()["labelled"] == 2)
+    assert {cause: count for cause, count in counts().items() if count} == {"received": 31, "labelled": 2, "busy": 28}
+
+
+OTHER = ["scheduling_policy:=other"]
+
+
+@pytest.mark.parametrize(("robot", "policy"), [([], "SCHED_IDLE"), (OTHER, "SCHED_OTHER")], indirect=["robot"])
+def test_the_thread_that_labels_has_the_policy_that_is_set_and_the_one_that_hears_keeps_its_own(
+    robot: Drive, knowing: AllKnowing, frames: list[SimulatedFrame], policy: str
+) -> None:
+    robot.listen()
+    robot.publish(frames[0])
+    robot.until(lambda: frames[0].frame.stamp_ns in robot.labelled)
+    assert (knowing.policy, os.sched_getscheduler(0)) == (getattr(os, policy), os.SCHED_OTHER)
+
+
+@pytest.fixture
+def no_policies(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A system, such as a container, that lets nobody set a policy."""
+
+    def refuse(*_: object) -> None:
+        raise PermissionError(1, "Operation not permitted")
+
+    monkeypatch.setattr(os, "sched_setscheduler", refuse)
+
+
+def test_where_the_policy_cannot_be_set_that_is_said_and_clouds_are_labelled_all_the_same(
+    no_policies: None, capfd: pytest.CaptureFixture[str], robot: Drive, frames: list[SimulatedFrame]
+) -> None:
+    robot.listen()
+    robot.publish(frames[0])
+    robot.until(lambda: frames[0].frame.stamp_ns in robot.labelled)
+    said = "scheduling_policy idle cannot be set: [Errno 1] Operation not permitted"
+    assert capfd.readouterr().err.count(said) == 1
+
+
 def test_nobody_subscribed_means_no_work(robot: Drive, frames: list[SimulatedFrame]) -> None:
     robot.until(lambda: robot.values.get("received") == "0")
     assert robot.clouds.get_subscription_count() == 0
@@ -244,6 +319,69 @@ def test_an_image_of_another_size_than_its_calibration_is_refused_and_the_next_c
     robot.publish(frames[1])
     robot.publish(frames[2])
     robot.until(lambda: frames[1].frame.stamp_ns in robot.labelled)
+
+
+def test_of_two_cameras_one_whose_image_cannot_be_read_is_left_out_and_counted_and_the_other_labels_the_cloud(
+    robot: Drive, frames: list[SimulatedFrame], capfd: pytest.CaptureFixture[str]
+) -> None:
+    robot.listen()
+    (camera, image, classes), kept = frames[0].images
+    robot.publish(replace(frames[0], images=[(camera, replace(image, pixels=image.pixels[::2]), classes), kept]))
+    robot.until(lambda: robot.values.get("image_invalid") == "1")
+    stamp_ns = frames[0].frame.stamp_ns
+    robot.until(lambda: stamp_ns in robot.labelled)
+    expected = offline([replace(frames[0], images=[kept])])[stamp_ns]
+    assert np.array_equal(column(cloud_content(robot.labelled[stamp_ns]), "class_id"), expected)
+    assert (expected != UNLABELLED).sum() > 300
+    assert robot.values["invalid"] == "0"
+    assert "image of camera_0 left out (image_invalid): the image has 640×240 pixels" in capfd.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("fault", "left_out", "dropped"),
+    [(NoCameraInfoError, "image_no_camera_info", "invalid"), (NoTransformError, "image_no_transform", "no_transform")],
+)
+def test_a_camera_of_which_something_is_missing_is_left_out_and_without_the_other_one_the_cloud_is_dropped(
+    fault: type[UserError],
+    left_out: str,
+    dropped: str,
+    robot: Drive,
+    frames: list[SimulatedFrame],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    whole = robot.teacher._rig.taken
+
+    def taken(name: str, *more: Any) -> TakenImage:
+        if name == "camera_0":
+            raise fault("it is missing")
+        return whole(name, *more)
+
+    monkeypatch.setattr(robot.teacher._rig, "taken", taken)
+    robot.listen()
+    robot.publish(frames[0])
+    robot.until(lambda: robot.values.get("labelled") == "1")
+    assert (robot.values[left_out], robot.values[dropped]) == ("1", "0")
+    robot.publish(frames[1], cameras=("camera_0",))
+    robot.publish(frames[2], cameras=())
+    robot.until(lambda: robot.values.get(dropped) == "1")
+    assert (robot.values[left_out], robot.values["labelled"]) == ("1", "1")
+
+
+def test_what_poses_tell_live_is_what_they_tell_offline(robot: Drive, frames: list[SimulatedFrame]) -> None:
+    motion, poses = robot.teacher._motion, [pose_of(later(frames[0], ns)) for ns in (0, 10**8, 2 * 10**9, 21 * 10**8)]
+    recorded = [pose_of_message(pose) for pose in poses]
+    offline = Trajectory(
+        stamps_ns=np.array([ns for ns, _ in recorded]), map_from_base=np.stack([p for _, p in recorded])
+    )
+    for pose in poses:
+        motion._keep(pose)
+    for shift_ns, known in ((0, True), (6 * 10**8, True), (7 * 10**8, False), (16 * 10**8, True), (-6 * 10**8, False)):
+        frame = replace(frames[0].frame, stamp_ns=frames[0].frame.stamp_ns + shift_ns)
+        live, expected = motion.around(frame)[0], offline.around(frame.stamp_ns)
+        assert (live is not None) == (expected is not None) == known
+        if live is not None and expected is not None:
+            assert np.array_equal(live.stamps_ns, expected.stamps_ns)
+            assert np.array_equal(live.map_from_base, expected.map_from_base)
 
 
 def test_poses_that_come_as_odometry_let_past_sweeps_vote(robot: Drive, frames: list[SimulatedFrame]) -> None:
