@@ -19,7 +19,8 @@ from lidar_semseg_ros.core.frame import UNLABELLED, LidarFrame, PointLabels
 from lidar_semseg_ros.core.options import setting
 from lidar_semseg_ros.core.sensor import SensorConfig, normalised
 from lidar_semseg_ros.network.backends import BACKENDS, PRECISIONS, Backend
-from lidar_semseg_ros.network.inputs import example_input, prepare, to_points
+from lidar_semseg_ros.network.inputs import prepare, to_points
+from lidar_semseg_ros.network.trial import trial_sweep
 
 if TYPE_CHECKING:
     from lidar_semseg_ros.network.device_segmenter import DeviceSegmenter
@@ -102,8 +103,10 @@ class Segmenter:
             raise UserError(f"{self.path} predicts features, not classes; distill it into a model with classes first")
         self.classes = self.description.classes
         if beside is None:
-            # Compiles what is compiled on first use, so that the first sweep need not wait.
-            self.backend.logits(example_input(self.description.inputs))
+            # Compiles what is compiled on first use, and makes room for a whole sweep, so that the first need not wait.
+            trial = prepare(trial_sweep(self.description.inputs), self.description.inputs)
+            if len(trial):  # a field of view may lie beside the sensor
+                to_points(self.backend.logits(trial), trial)
 
     def class_map(self) -> str:
         """Tell as JSON what the class ids mean: id, name and colour of each, and the model and its version."""
