@@ -23,7 +23,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from lidar_semseg_ros.network import grid_kernels
+from lidar_semseg_ros.network import grid_kernels, point_kernels
 from lidar_semseg_ros.network.inputs import CroppedPlane, NetworkInput
 from lidar_semseg_ros.network.waffleiron import WaffleIron, folded
 
@@ -131,24 +131,33 @@ class Linear:
     """x ↦ x·Wᵀ + b on rows. In bfloat16, factors and product are rounded, the sums between them are not."""
 
     def __init__(self, weight: Tensor, bias: Tensor, dtype: torch.dtype, room: Room) -> None:
-        self._weight, self._bias = weight.t().to(dtype).contiguous(), bias.to(dtype)
+        self._weight, self._bias, self._rounded_bias = weight.t().to(dtype).contiguous(), bias, bias.to(dtype)
         self._dtype, self._room = dtype, room
 
     def __call__(self, x: Tensor) -> Tensor:
         """Compute the product; it lies in memory that the next call of any layer in this thread overwrites."""
         out = self._room.take("product", (len(x), self._weight.shape[1]), self._dtype)
-        return torch.addmm(self._bias, self._rounded(x), self._weight, out=out)
+        return torch.addmm(self._rounded_bias, self._rounded(x), self._weight, out=out)
 
     def add_to(self, sum_nC: Tensor, x: Tensor) -> None:
         """Add the product to what is there."""
         if self._dtype == sum_nC.dtype:
             sum_nC.add_(self._bias).addmm_(x, self._weight)
             return
-        out = self._room.take("addend", sum_nC.shape, self._dtype)
-        sum_nC.add_(torch.addmm(self._bias, self._rounded(x), self._weight, out=out))
+        addend = self._room.take("addend", sum_nC.shape, self._dtype)
+        torch.mm(self._rounded(x), self._weight, out=addend)
+        if self._dtype == torch.bfloat16:
+            point_kernels.add(array(addend), self._bias.numpy(), sum_nC.numpy())
+        else:
+            sum_nC.add_(self._bias).add_(addend)
 
     def _rounded(self, x: Tensor) -> Tensor:
         return x if x.dtype == self._dtype else self._room.take("rounded", x.shape, self._dtype).copy_(x)
+
+
+def array(x: Tensor) -> np.ndarray:
+    """View a tensor as an array; bfloat16, which NumPy does not know, as its bits."""
+    return x.view(torch.int16).numpy() if x.dtype == torch.bfloat16 else x.numpy()
 
 
 class EmbeddingWeights(NamedTuple):
@@ -186,31 +195,34 @@ def embedding_weights(model: WaffleIron) -> EmbeddingWeights:
 
 
 class Embedding:
-    """The embedding of a chunk of points, by the formula of `EmbeddingWeights`."""
+    """The embedding of a chunk of points, by the formula of `EmbeddingWeights`.
+
+    In bfloat16 only the product with Wb is: 50 m is a quarter of a metre there, and Wf₂ costs next to nothing.
+    """
 
     def __init__(self, model: WaffleIron, dtype: torch.dtype, room: Room) -> None:
         weights = embedding_weights(model)
-        full = torch.float32  # what sees coordinates is not rounded: 50 m in bfloat16 is a quarter of a metre
-        self._point = Linear(weights.point, weights.bias, full, room)
-        self._relative = Linear(weights.relative, weights.shift, full, room)
-        self._mix = weights.mix.t().to(dtype).contiguous()
-        self._neighbours = Linear(weights.highest, torch.zeros_like(weights.bias), dtype, room)
-        self._room, self._dtype = room, dtype
+        of_points = weights.relative.t(), weights.shift, weights.point.t(), weights.bias
+        self._of_points = [weight.contiguous().numpy() for weight in of_points]
+        self._rounds = dtype == torch.bfloat16
+        self._dtype = torch.bfloat16 if self._rounds else torch.float32
+        self._expand = point_kernels.expansion(model.config.inputs, self._rounds)
+        self._mix, self._highest = weights.mix.t().to(self._dtype).contiguous(), weights.highest.t().contiguous()
+        self._room = room
 
-    def write(self, begin: int, end: int, x_NI: Tensor, neighbours_NK: Tensor, tokens_NC: Tensor) -> None:
+    def write(self, begin: int, end: int, prepared: NetworkInput, tokens_NC: Tensor) -> None:
         """Embed the points begin … end."""
-        points, count = neighbours_NK[begin:end].shape
-        around = self._room.take("around", (points * count, x_NI.shape[1]))
-        torch.index_select(x_NI, 0, neighbours_NK[begin:end].flatten(), out=around)
-        around.unflatten(0, (points, count)).sub_(x_NI[begin:end, None])
-        hidden = self._relative(around).relu_()
-        if self._dtype != hidden.dtype:
-            hidden = self._room.take("hidden", hidden.shape, self._dtype).copy_(hidden)
-        mixed = torch.mm(hidden, self._mix, out=self._room.take("mixed", hidden.shape, self._dtype))
-        highest = self._room.take("highest", (points, hidden.shape[1]), self._dtype)
-        torch.amax(mixed.unflatten(0, (points, count)), 1, out=highest)
-        tokens_NC[begin:end] = self._point(x_NI[begin:end])
-        self._neighbours.add_to(tokens_NC[begin:end], highest)
+        x_NI, neighbours_nK, tokens_nC = prepared.features, prepared.neighbours[begin:end], tokens_NC[begin:end]
+        shape = (*neighbours_nK.shape, tokens_nC.shape[1])
+        hidden, mixed = (self._room.take(name, shape, self._dtype) for name in ("hidden", "mixed"))
+        highest = self._room.take("highest", tokens_nC.shape)
+        self._expand(x_NI[begin:end], x_NI, neighbours_nK, *self._of_points, array(hidden), tokens_nC.numpy())
+        torch.mm(hidden.flatten(0, 1), self._mix, out=mixed.flatten(0, 1))
+        if self._rounds:
+            point_kernels.highest_of(array(mixed), highest.numpy())
+        else:
+            torch.amax(mixed, 1, out=highest)
+        tokens_nC.addmm_(highest, self._highest)
 
 
 class SpatialMix:
@@ -310,15 +322,15 @@ class CpuWaffleIron:
         points, planes = len(prepared), [Cells.on(plane) for plane in prepared.planes]
         tokens_NC = self._room.take("tokens", (points, self.config.width))
         logits = torch.empty(points, self.config.outputs)
-        x_NI, neighbours_NK = torch.from_numpy(prepared.features), torch.from_numpy(prepared.neighbours)
 
         def embed(begin: int, end: int) -> None:
-            self._embedding.write(begin, end, x_NI, neighbours_NK, tokens_NC)
+            self._embedding.write(begin, end, prepared, tokens_NC)
 
         def classify(begin: int, end: int) -> None:
             logits[begin:end] = self._head(tokens_NC[begin:end])
 
-        self._workers.share(edges(points, max(self._rows // neighbours_NK.shape[1], 1)), embed)
+        # Two arrays are all that a chunk needs here, so it may be twice as large, and Python is called half as often.
+        self._workers.share(edges(points, max(2 * self._rows // prepared.neighbours.shape[1], 1)), embed)
         for layer, (spatial_mix, channel_mix) in enumerate(self._layers):
             self._layer(tokens_NC, planes[layer % len(planes)], spatial_mix, channel_mix)
         self._workers.share(edges(points, self._rows), classify)

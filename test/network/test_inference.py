@@ -16,7 +16,7 @@ from lidar_semseg_ros.core.errors import UserError
 from lidar_semseg_ros.core.frame import LidarFrame
 from lidar_semseg_ros.formats.config_files import package_share
 from lidar_semseg_ros.network import backends
-from lidar_semseg_ros.network.inference import CpuWaffleIron, Workers
+from lidar_semseg_ros.network.inference import CpuWaffleIron, Embedding, Room, Workers
 from lidar_semseg_ros.network.inputs import InputConfig, prepare, to_points
 from lidar_semseg_ros.network.model_file import ModelDescription, write_safetensors
 from lidar_semseg_ros.network.reference import PublishedWaffleIron, prepare_as_published
@@ -126,10 +126,24 @@ def test_a_fault_in_a_worker_reaches_the_caller() -> None:
         Workers(2).share([0, 1, 2], fail)
 
 
+@pytest.mark.parametrize(("width", "neighbours"), [(48, 16), (64, 5), (256, 16), (64, 1)])
+@pytest.mark.parametrize("points", [1, 60])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float16, torch.bfloat16])
+def test_points_are_embedded_as_by_the_modules(width: int, neighbours: int, points: int, dtype: torch.dtype) -> None:
+    model = random_network(replace(SMALL, width=width))
+    prepared = prepare(cloud(points), replace(INPUTS, neighbours=neighbours))
+    tokens = torch.empty(len(prepared), width)
+    with torch.inference_mode():
+        Embedding(model.requires_grad_(False), dtype, Room()).write(0, len(prepared), prepared, tokens)
+        expected = model.embed(torch.from_numpy(prepared.features), torch.from_numpy(prepared.neighbours))
+    assert (tokens - expected).abs().max() < (0.02 if dtype == torch.bfloat16 else 2e-5)
+
+
+@pytest.mark.parametrize("place", ["embed.conv2.1.weight", "embed.final.weight", "waffleiron.spatial_mix.1.ffn.0.bias"])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
-def test_a_nan_inside_is_not_hidden_by_an_activation(dtype: torch.dtype) -> None:
+def test_a_nan_inside_is_not_hidden_by_an_activation(place: str, dtype: torch.dtype) -> None:
     model = random_network(SMALL)
-    model.waffleiron.spatial_mix[1].ffn[0].bias.data[3] = torch.nan
+    model.get_parameter(place).data[3] = torch.from_numpy(np.array(0xFFFFFFFF, np.uint32).view(np.float32))
     assert CpuWaffleIron(model, dtype, threads=2).logits(prepare(cloud(500), INPUTS)).isnan().all()
 
 
