@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import functools
 import json
 import pickle
 import subprocess
 import sys
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 
@@ -62,6 +64,20 @@ def cloud(points: int = 3000, seed: int = 0) -> LidarFrame:
 def saved(path: Path, config: WaffleIronConfig = NETWORK) -> Path:
     write_safetensors(path, random_network(config).state_dict(), described(config))
     return path
+
+
+@pytest.fixture(scope="module")
+def exported(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Path]:
+    """The ONNX form of each variant, made when it is first asked for: an export takes seconds."""
+    folder = tmp_path_factory.mktemp("exported")
+
+    @functools.cache
+    def made(variant: str) -> Path:
+        path, config = folder / f"{variant}.onnx", VARIANTS[variant]
+        export_onnx(random_network(config), described(config), path)
+        return path
+
+    return made
 
 
 def backend_logits(path: Path, frame: LidarFrame) -> np.ndarray:
@@ -121,43 +137,41 @@ def test_a_changed_model_file_does_not_pass_its_checksum(tmp_path: Path) -> None
 
 
 @pytest.mark.parametrize("variant", VARIANTS)
-def test_onnx_and_torch_give_the_same_logits_for_any_number_of_points(tmp_path: Path, variant: str) -> None:
+def test_onnx_and_torch_give_the_same_logits_for_any_number_of_points(
+    tmp_path: Path, exported: Callable[[str], Path], variant: str
+) -> None:
     config = VARIANTS[variant]
-    path = saved(tmp_path / "m.safetensors", config)
-    export_onnx(random_network(config), described(config), tmp_path / "m.onnx")
-    assert read_description(tmp_path / "m.onnx") == described(config)
+    path, onnx_path = saved(tmp_path / "m.safetensors", config), exported(variant)
+    assert read_description(onnx_path) == described(config)
     for points in (40, 3000, 9000):
         frame = cloud(points, seed=points)
-        by_torch, by_onnx = backend_logits(path, frame), backend_logits(tmp_path / "m.onnx", frame)
+        by_torch, by_onnx = backend_logits(path, frame), backend_logits(onnx_path, frame)
         assert np.abs(by_torch - by_onnx).max() <= 1e-3
         assert np.mean(by_torch.argmax(axis=1) == by_onnx.argmax(axis=1)) >= 0.999
 
 
-def test_onnx_runtime_gives_the_same_logits_every_time(tmp_path: Path) -> None:
+def test_onnx_runtime_gives_the_same_logits_every_time(exported: Callable[[str], Path]) -> None:
     # Its parallel scatter-add does not (see WaffleIron's sum per cell), so the graph must not hold one.
     import onnx
 
-    export_onnx(random_network(), described(), tmp_path / "m.onnx")
-    for node in onnx.load(tmp_path / "m.onnx").graph.node:
+    for node in onnx.load(exported("batch")).graph.node:
         assert all(attribute.s != b"add" for attribute in node.attribute if attribute.name == "reduction")
-    first, second = (backend_logits(tmp_path / "m.onnx", cloud(20000)) for _ in range(2))
+    first, second = (backend_logits(exported("batch"), cloud(20000)) for _ in range(2))
     assert np.array_equal(first, second)
 
 
-def test_an_exported_graph_says_nothing_of_the_machine_that_made_it(tmp_path: Path) -> None:
-    export_onnx(random_network(), described(), tmp_path / "m.onnx")
-    content = (tmp_path / "m.onnx").read_bytes()
+def test_an_exported_graph_says_nothing_of_the_machine_that_made_it(exported: Callable[[str], Path]) -> None:
+    content = exported("batch").read_bytes()
     assert b".py" not in content and str(Path(__file__).parents[2]).encode() not in content
 
 
-def test_an_onnx_robot_never_loads_torch(tmp_path: Path) -> None:
-    export_onnx(random_network(), described(), tmp_path / "m.onnx")
+def test_an_onnx_robot_never_loads_torch(exported: Callable[[str], Path]) -> None:
     script = (
         "import sys, numpy as np\n"
         "from pathlib import Path\n"
         "from lidar_semseg_ros.core.frame import LidarFrame\n"
         "from lidar_semseg_ros.network.segmenter import Segmenter, SegmenterConfig\n"
-        f"segmenter = Segmenter(SegmenterConfig(model={str(tmp_path / 'm.onnx')!r}, device='cpu'), Path('.'))\n"
+        f"segmenter = Segmenter(SegmenterConfig(model={str(exported('batch'))!r}, device='cpu'), Path('.'))\n"
         "xyz = np.random.default_rng(0).uniform(-1, 1, (500, 3)).astype(np.float32)\n"
         "labels = segmenter.segment(LidarFrame(stamp_ns=0, frame_id='', xyz=xyz)).labels\n"
         "assert len(labels) == 500 and labels.class_id.max() < 5\n"

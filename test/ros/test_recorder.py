@@ -10,6 +10,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
@@ -227,9 +228,10 @@ def test_all_files_of_a_clock_that_goes_back_stop_at_the_size_together(tmp_path:
     assert sorted(stamp for path in files for stamp in recorded(path))[:3] == [1, 2, 3]
 
 
+@contextmanager
 def recorder_process(
     path: Path, said: Path, largest_file: int | None = None, inside: Sequence[str] = ()
-) -> subprocess.Popen[str]:
+) -> Iterator[subprocess.Popen[str]]:
     """The node as a process that logs to a file; inside: a command that runs it in surroundings of its own."""
 
     def limit() -> None:
@@ -238,8 +240,15 @@ def recorder_process(
 
     command = [*inside, sys.executable, "-m", "lidar_semseg_ros.ros.recorder_node", "--ros-args"]
     command += ["-p", f"file:={path}", "-p", f"topics:={CLOUDS},{LATCHED}"]
-    with said.open("w") as log:
-        return subprocess.Popen(command, env=live_environment(), stderr=log, text=True, preexec_fn=limit)
+    with (
+        said.open("w") as log,
+        subprocess.Popen(command, env=live_environment(), stderr=log, text=True, preexec_fn=limit) as process,
+    ):
+        try:
+            yield process
+        except BaseException:
+            process.kill()  # a test that fails would wait for its end for ever
+            raise
 
 
 def on_a_disk(folder: Path, options: str) -> list[str]:
