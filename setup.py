@@ -23,12 +23,23 @@ def shared(folder: str) -> list[tuple[str, list[str]]]:
     return list(places.items())
 
 
+def programs() -> list[tuple[str, list[str]]]:
+    """Give what starts the programs from where their installer does not put them: pip in bin/, colcon in lib/."""
+    if "editable_wheel" in sys.argv:
+        return []
+    if "bdist_wheel" in sys.argv:
+        return [(f"lib/{NAME}", [f"resource/lib/{node}" for node in NODES])]
+    # colcon looks first, with no command, which files there are.
+    return [("bin", ["resource/bin/lidar-semseg"])]
+
+
 setup(
     name=NAME,
     version="0.1.0",
     description="Live semantic segmentation of lidar point clouds, taught by vision foundation models",
+    author="lidar_semseg_ros contributors",
     maintainer="lidar_semseg_ros maintainers",
-    maintainer_email="maintainer@lidar-semseg-ros.dev",
+    maintainer_email="maintainers@lidar-semseg-ros.example",
     license="Apache-2.0",
     packages=find_packages(include=[NAME, f"{NAME}.*"]),
     python_requires=">=3.10",
@@ -39,8 +50,7 @@ setup(
         *shared("launch"),
         *shared("config"),
         *shared("models"),
-        # For `ros2 run` after pip; colcon does not build a wheel and puts the nodes themselves there.
-        *([(f"lib/{NAME}", [f"resource/lib/{node}" for node in NODES])] if "bdist_wheel" in sys.argv else []),
+        *programs(),
     ],
     install_requires=[
         "setuptools",
@@ -74,6 +84,7 @@ setup(
             "mypy",
             "opencv-python-headless",
             "pytest>=8.3,<9",
+            "pytest-xdist>=3.8,<4",
             "ruff",
             f"triton; {LINUX_X86}",
         ],

@@ -1,5 +1,8 @@
 """Segment a live lidar, or a recording with bag:=… (which also plays it and sets use_sim_time)."""
 
+import tempfile
+
+import yaml
 from launch.actions import IncludeLaunchDescription
 from launch.launch_description_sources import PythonLaunchDescriptionSource
 from launch_ros.actions import Node
@@ -22,9 +25,33 @@ ARGUMENTS = COMMON_ARGUMENTS | {
         "true: pseudo-label the clouds, too (of several lidars the first one's), with the arguments of "
         "teacher.launch.py",
     ),
-    "rviz": ("false", "true: show the labelled clouds in RViz"),
-    "foxglove": ("false", "true: run foxglove_bridge; its layout is config/view/foxglove.json"),
+    "rviz": ("false", "true: show the labelled clouds of all lidars in RViz"),
+    "fixed_frame": ("", "RViz's fixed frame: the lidar's own, or one that /tf leads to from it; empty: lidar"),
+    "foxglove": (
+        "false",
+        "true: run foxglove_bridge. Its layout, config/view/foxglove.json, shows /segmenter: with namespace or lidars "
+        "choose their topics in its panels. It needs no fixed frame",
+    ),
 }
+
+
+def view(segmenters, fixed_frame):
+    """Write the view of config/view/segment.rviz for these segmenters, named absolutely, and give its path."""
+    settings = yaml.safe_load((SHARE / "config" / "view" / "segment.rviz").read_text())
+    manager = settings["Visualization Manager"]
+    if fixed_frame:
+        manager["Global Options"]["Fixed Frame"] = fixed_frame
+    shown = [display for display in manager["Displays"] if "Topic" not in display]
+    for name in segmenters:
+        for display in manager["Displays"]:
+            if "Topic" in display:
+                topic = display["Topic"]["Value"].replace("/segmenter", name, 1)
+                named = {"Name": f"{display['Name']} of {name}", "Topic": display["Topic"] | {"Value": topic}}
+                shown.append(display | named)
+    manager["Displays"] = shown
+    with tempfile.NamedTemporaryFile("w", prefix="segment_", suffix=".rviz", delete=False) as file:
+        yaml.safe_dump(settings, file, sort_keys=False)
+    return file.name
 
 
 def nodes(context):
@@ -48,8 +75,8 @@ def nodes(context):
     actions = []
     # The viewers first: one that is not installed ends the launch, which would leave alive what had been started.
     if given.is_true("rviz"):
-        view = str(SHARE / "config" / "view" / "segment.rviz")
-        actions.append(viewer("rviz2", "rviz2", arguments=["-d", view]))
+        seen = view([f"{given.inside}/{name}" for name in segmenters], given["fixed_frame"])
+        actions.append(viewer("rviz2", "rviz2", arguments=["-d", seen]))
     if given.is_true("foxglove"):
         actions.append(viewer("foxglove_bridge", "foxglove_bridge"))
     if given.is_true("teacher"):
@@ -62,7 +89,7 @@ def nodes(context):
     remaps = [*zip(inputs, points), *((f"~/input/{name}", given[name]) for name in ("image", "camera_info"))]
     parameters = [params_file, {**given.parameters("model", "device"), **given.clock}]
     actions.append(given.node("segmenter", parameters, lidars, remappings=remaps))
-    actions += given.player(subscribers=1 + given.is_true("teacher"))
+    actions += given.player(subscribers=1 + given.is_true("teacher") + bool(given["record"]))
     outputs = ["pointcloud/segmentation", "class_map"]
     return actions + given.recorder(points, {name: outputs for name in segmenters})
 

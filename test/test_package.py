@@ -14,11 +14,10 @@ import pytest
 import yaml
 
 from lidar_semseg_ros.cli.main import COMMANDS, main
-from lidar_semseg_ros.core.options import from_mapping
 from lidar_semseg_ros.formats.config_files import class_table, package_share
 from lidar_semseg_ros.formats.pointcloud2 import LAYOUTS
 from lidar_semseg_ros.network.inputs import InputConfig
-from lidar_semseg_ros.network.segmenter import OUTPUT_LAYOUTS, SegmenterConfig
+from lidar_semseg_ros.network.segmenter import OUTPUT_LAYOUTS
 
 ROOT = Path(__file__).resolve().parents[1]
 MANIFEST = ElementTree.parse(ROOT / "package.xml").getroot()
@@ -36,6 +35,7 @@ def test_manifest_and_setup_agree_and_colcon_sees_a_ros_package() -> None:
     maintainer = MANIFEST.find("maintainer").get("email")
     assert (MANIFEST.findtext("name"), MANIFEST.findtext("version"), maintainer) == (name, version, email)
     assert MANIFEST.findtext("export/build_type") == "ament_python"
+    assert MANIFEST.findtext("author") == said_by_setup("--author")[0]
     # colcon silently takes a package with an invalid address for one without ROS.
     assert re.fullmatch(r"[\w.+-]+@[\w-]+\.[\w.-]+", email)
     assert (ROOT / "resource" / name).is_file()
@@ -84,6 +84,24 @@ def test_after_pip_ros2_run_finds_programs_that_start_those_in_bin(tmp_path: Pat
         assert done.stdout == f"{wrapper.name} --ros-args a b\n"
 
 
+@pytest.mark.parametrize("command", ["--dry-run", "install", "develop"])  # colcon's; the last with --symlink-install
+def test_after_colcon_the_command_is_in_bin_and_starts_the_one_beside_the_nodes(command: str, tmp_path: Path) -> None:
+    (wrapper,) = data_files(command)["bin"]
+    (tmp_path / "bin").mkdir()
+    (tmp_path / "lib" / "lidar_semseg_ros").mkdir(parents=True)
+    (tmp_path / "bin" / "lidar-semseg").symlink_to(ROOT / wrapper)
+    program = tmp_path / "lib" / "lidar_semseg_ros" / "lidar-semseg"
+    program.write_text('#!/bin/sh\necho "$@"')
+    program.chmod(0o755)
+    done = subprocess.run([tmp_path / "bin" / "lidar-semseg", "info", "a b"], capture_output=True, text=True)
+    assert done.stdout == "info a b\n"
+
+
+@pytest.mark.parametrize("command", ["bdist_wheel", "editable_wheel"])
+def test_after_pip_the_command_in_bin_is_its_own(command: str) -> None:
+    assert "bin" not in data_files(command)
+
+
 def test_the_transport_profiles_have_room_for_large_clouds() -> None:
     folder = package_share() / "config" / "rmw"
     fast = ElementTree.parse(folder / "fastdds.xml").getroot()
@@ -104,11 +122,6 @@ def test_shipped_class_tables_and_input_settings_can_be_read() -> None:
 
 def test_the_output_layouts_that_can_be_set_are_those_that_can_be_written() -> None:
     assert tuple(LAYOUTS) == OUTPUT_LAYOUTS
-
-
-def test_the_shipped_parameter_file_holds_only_known_settings() -> None:
-    parameters = yaml.safe_load((package_share() / "config" / "segment.yaml").read_text())
-    from_mapping(SegmenterConfig, parameters["/**"]["ros__parameters"])
 
 
 def test_beside_the_pytest_plugins_of_ros_a_module_that_skips_takes_no_other_with_it(tmp_path: Path) -> None:

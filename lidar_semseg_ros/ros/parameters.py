@@ -18,10 +18,11 @@ OWNED_BY_ROS = ("use_sim_time", "start_type_description_service", "qos_overrides
 """Parameters (or beginnings of their names) that rclpy declares by itself."""
 
 
-def declared(node: Node, config_class: type[C]) -> C:
-    """Declare every setting as a parameter, read-only but the live ones, and return the config of what the user set.
+def declared(node: Node, config_class: type[C], *, followed: bool = False) -> C:
+    """Declare every setting as a parameter and return the config of what the user set.
 
-    UserError for a parameter the node does not have and for a value of the wrong type or range.
+    followed: the live ones may be changed, and `follow` acts on it; else all are read-only. UserError for a parameter
+    the node does not have and for a value of the wrong type or range.
     """
     # The overrides have no public accessor; without them a misspelt parameter would be silently ignored.
     overrides: dict[str, Any] = {
@@ -32,7 +33,8 @@ def declared(node: Node, config_class: type[C]) -> C:
     config = from_mapping(config_class, overrides)
     values = to_mapping(config)
     for entry in settings_of(config_class):
-        node.declare_parameter(entry.name, values[entry.name], _descriptor(entry), ignore_override=True)
+        descriptor = _descriptor(entry, read_only=not (followed and entry.live))
+        node.declare_parameter(entry.name, values[entry.name], descriptor, ignore_override=True)
     return config
 
 
@@ -54,8 +56,8 @@ def follow(node: Node, config: C, apply: Callable[[C], None]) -> None:
     node.add_on_set_parameters_callback(changed)
 
 
-def _descriptor(entry: Setting) -> ParameterDescriptor:
-    descriptor = ParameterDescriptor(description=entry.text, read_only=not entry.live)
+def _descriptor(entry: Setting, read_only: bool) -> ParameterDescriptor:
+    descriptor = ParameterDescriptor(description=entry.text, read_only=read_only)
     if entry.choices:
         descriptor.additional_constraints = f"one of {', '.join(entry.choices)}"
     if entry.minimum is not None and entry.kind is int:

@@ -52,8 +52,8 @@ except PackageNotFoundError:
 
 LAUNCH_FILE = SHARE / "launch" / "segment.launch.py"
 ARGUMENTS = (
-    "lidars points image camera_info bag rate loop model device params_file teacher record rviz foxglove use_sim_time "
-    "namespace"
+    "lidars points image camera_info bag rate loop model device params_file teacher record rviz fixed_frame foxglove "
+    "use_sim_time namespace"
 )
 CLOUDS = "/lidar/points"
 LABELLED = "/robot1/segmenter/output/pointcloud/segmentation"
@@ -155,9 +155,30 @@ def test_a_teacher_hears_every_camera_and_is_recorded_with_all_that_training_nee
         assert f"~/input/{camera}/camera_info:=/{camera}/camera_info" in command
     assert (parameters["cameras"], parameters["compressed"], parameters["use_sim_time"]) == ("left,right", True, True)
     assert (parameters["extrinsics.source"], parameters["extrinsics.file"]) == ("file", "ntu_viral")
+    # Only the teacher hears the clouds that are played.
+    assert nodes["player"][1]["wait_for_subscribers"] == 1
     topics = str(nodes["recorder"][1]["topics"]).split(",")
     made = {f"/teacher/output/{name}" for name in ("pointcloud/pseudo_labels", "class_map", "settings")}
     assert made | {"/left/camera_info", "/right/camera_info", "/odom", "/tf", "/tf_static"} == set(topics)
+
+
+@pytest.mark.parametrize(
+    ("subscribed", "images"),
+    [
+        ({}, {"/left/image_raw/compressed", "/right/image_raw/compressed"}),
+        ({"images": "/{camera}/image", "compressed": "false"}, {"/left/image", "/right/image"}),
+    ],
+)
+def test_images_are_recorded_as_the_teacher_hears_them_where_that_is_asked_for(
+    subscribed: dict[str, str], images: set[str]
+) -> None:
+    given = {"cameras": "left,right", "record": "out.mcap", "namespace": "robot1", **subscribed}
+    recorded = {}
+    for asked in ("false", "true"):
+        _, nodes = described(SHARE / "launch" / "teacher.launch.py", record_images=asked, **given)
+        recorded[asked] = set(str(nodes["recorder"][1]["topics"]).split(","))
+    assert recorded["true"] - recorded["false"] == images
+    assert {"/left/camera_info", "/robot1/teacher/output/pointcloud/pseudo_labels"} <= recorded["false"]
 
 
 def test_a_segmenter_may_have_a_teacher_beside_it_which_hears_the_same_lidar() -> None:
@@ -202,6 +223,31 @@ def test_several_lidars_on_one_topic_are_refused_and_one_lidar_may_have_any() ->
         described(lidars="front,rear", points="/os/points")
     _, nodes = described(lidars="front", points="/os/points")
     assert "/front/segmenter/input/pointcloud:=/os/points" in nodes["segmenter"][0]
+
+
+@pytest.mark.parametrize(
+    ("given", "frame", "shown"),
+    [
+        ({}, "lidar", ["/segmenter"]),
+        ({"namespace": "robot1", "fixed_frame": "base_link"}, "base_link", ["/robot1/segmenter"]),
+        ({"lidars": "front,rear", "fixed_frame": "odom"}, "odom", ["/front/segmenter", "/rear/segmenter"]),
+        ({"lidars": "front", "namespace": "robot1"}, "lidar", ["/robot1/front/segmenter"]),
+    ],
+)
+def test_rviz_shows_every_segmenter_where_it_is_in_the_frame_that_is_given(
+    given: dict[str, str], frame: str, shown: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("tempfile.tempdir", str(tmp_path))
+    # What is not installed can be described, but has no path.
+    monkeypatch.setattr("launch_ros.substitutions.ExecutableInPackage.perform", lambda self, context: "rviz2")
+    _, nodes = described(rviz="true", **given)
+    command, _ = nodes["rviz2"]
+    manager = yaml.safe_load(Path(command[command.index("-d") + 1]).read_text())["Visualization Manager"]
+    assert manager["Global Options"]["Fixed Frame"] == frame
+    topics = [display["Topic"]["Value"] for display in manager["Displays"] if "Topic" in display]
+    outputs = ("pointcloud/visualization", "overlay")
+    assert topics == [f"{name}/output/{output}" for name in shown for output in outputs]
+    assert len({display["Name"] for display in manager["Displays"]}) == 1 + len(topics)
 
 
 def test_a_demo_makes_its_drive_and_then_all_that_segments_it_again_and_again(tmp_path: Path) -> None:
