@@ -10,7 +10,7 @@ from pathlib import Path
 
 import numpy as np
 
-from lidar_semseg_ros.cli.labelling import recorded_motion
+from lidar_semseg_ros.cli.labelling import frame_of_clouds, recorded_motion
 from lidar_semseg_ros.core.errors import UserError
 from lidar_semseg_ros.core.frame import CameraImage, LidarFrame
 from lidar_semseg_ros.core.geometry import invert_rigid
@@ -82,7 +82,7 @@ def moments_of_cameras(
             raise UserError(why_no_clouds(bag))
         topic = chosen_cloud_topic(bag, topic, str(path))
         tree = fixed_transforms(bag)
-        lidar_frame = str(next(bag.messages([topic])).message().header.frame_id)
+        lidar_frame = frame_of_clouds(bag, topic)
         described = read_calibration(calibration_file(calibration)) if calibration else None
         rig = recorded_rig(bag, topic, lidar_frame, tree, described)
         trajectory, base_from_lidar, _ = recorded_motion(bag, lidar_frame, tree, poses)
@@ -138,8 +138,9 @@ def _taken(camera: RecordedCamera, time_ns: int, recorded: BagMessage) -> TakenI
 
 
 def _moment(taken: TakenImage, frame: LidarFrame, trajectory: Trajectory | None, base_from_lidar: np.ndarray) -> Moment:
+    around = trajectory.around(frame.stamp_ns) if trajectory else None
     camera_from_base = taken.camera_from_lidar @ invert_rigid(base_from_lidar)
-    xyz_camera = points_in_camera(frame, taken.time_ns, camera_from_base, base_from_lidar, trajectory)
+    xyz_camera = points_in_camera(frame, taken.time_ns, camera_from_base, base_from_lidar, around)
     edges = edge_view(taken.image.pixels, taken.camera, frame, xyz_camera, taken.camera_from_lidar[:3, 3])
     return Moment(image=taken.image, xyz_camera=xyz_camera, edges=edges)
 

@@ -17,6 +17,7 @@ from lidar_semseg_ros.cli.labelling import LabelJob, LabelSummary, label_bag
 from lidar_semseg_ros.cli.settings import add_settings, config_from
 from lidar_semseg_ros.core.errors import UserError
 from lidar_semseg_ros.teacher.labeller import TeacherConfig
+from lidar_semseg_ros.teacher.lifting import FARTHEST_POSE_S
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -85,7 +86,10 @@ def _outputs(bags: Sequence[Path], output: Path) -> list[Path]:
     repeated = {name for name in names if names.count(name) > 1}
     if repeated:
         raise UserError(f"two recordings are called {sorted(repeated)[0]}; label them one by one")
-    output.mkdir(parents=True, exist_ok=True)
+    try:
+        output.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise UserError(f"cannot make the folder {output} ({error}); give another one with --output") from error
     return [output / f"{name}.mcap" for name in names]
 
 
@@ -154,6 +158,13 @@ def _print(summary: LabelSummary) -> None:
     for camera, count in sorted(summary.hits.items()):
         share, skew_ms = count / max(summary.clouds, 1), 1e3 * summary.skew_s[camera]
         print(f"  {camera}: {share:.0%} of the clouds have its image, taken {-skew_ms:+.0f} ms from the sweep's middle")
+    for (camera, cause), count in sorted(summary.left_out.items()):
+        print(f"  {camera}: {count} images left out as {cause}")
+    if summary.without_motion:
+        print(
+            f"  {summary.without_motion} clouds have no poses within {FARTHEST_POSE_S} s: for them the robot is taken "
+            "to stand still, and no past sweeps vote"
+        )
     if summary.clouds and not summary.hits:
         print("  no image lies near a cloud in time; look at the stamps, or raise --sync-max-dt-s")
     print_inspection(summary.output, None)

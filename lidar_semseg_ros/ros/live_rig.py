@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import threading
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -21,16 +21,19 @@ from lidar_semseg_ros.core.options import setting
 from lidar_semseg_ros.formats.calibration import CameraCalibration, LidarCalibration, calibration_file, read_calibration
 from lidar_semseg_ros.formats.images import read_camera_info, read_image
 from lidar_semseg_ros.formats.poses import pose_of_message
+from lidar_semseg_ros.formats.rig import RecordedCamera, Rig
 from lidar_semseg_ros.ros.drops import LOG_PERIOD_S
 from lidar_semseg_ros.ros.transforms import NoTransformError, Transforms
 from lidar_semseg_ros.teacher.labeller import TakenImage
 from lidar_semseg_ros.teacher.lifting import Trajectory
 
 KEPT_POSES = 500
-OLDEST_POSE_S = 0.5
-"""Poses older than this do not tell where the robot is now."""
 SWEEP_INSTANTS = 5
 """Times in and around a sweep at which /tf is asked where the robot was."""
+
+
+class NoCameraInfoError(UserError):
+    """A camera of which nobody has said yet what it is."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -97,12 +100,26 @@ class LiveRig:
         self.known[name] = camera, camera_from_lidar
         return TakenImage(time_ns=time_ns, image=image, camera=camera, camera_from_lidar=camera_from_lidar)
 
+    def as_recorded(self, topics: Mapping[str, str]) -> Rig:
+        """Describe the cameras that are known so far as one who records them finds them; topics: of their images."""
+        cameras = [
+            RecordedCamera(
+                name=name,
+                topic=topics[name],
+                camera=camera,
+                camera_from_lidar=camera_from_lidar,
+                stamp_offset_s=self._calibrated[name].stamp_offset_s if name in self._calibrated else 0.0,
+            )
+            for name, (camera, camera_from_lidar) in self.known.items()
+        ]
+        return Rig(lidar=self.lidar, cameras=tuple(cameras))
+
     def _camera(self, name: str) -> Camera:
         entry = self._calibrated.get(name)
         if entry is not None and entry.camera is not None:
             return entry.camera
         if name not in self._infos:
-            raise UserError(f"no CameraInfo has come on ~/input/{name}/camera_info")
+            raise NoCameraInfoError(f"no CameraInfo has come on ~/input/{name}/camera_info")
         return read_camera_info(self._infos[name], entry is not None and entry.rectified)
 
     def _camera_from_lidar(self, name: str, image: CameraImage, frame: LidarFrame) -> np.ndarray:
@@ -146,11 +163,12 @@ class Motion:
             return self._of_tf(frame), np.eye(4)
         with self._lock:
             poses = list(self._poses)
-        if len(poses) < 2 or frame.stamp_ns - poses[-1][0] > OLDEST_POSE_S * 1e9:
+        if not poses:
             return None, np.eye(4)
         stamps_ns, matrices = zip(*poses)
-        trajectory = Trajectory(stamps_ns=np.array(stamps_ns, np.int64), map_from_base=np.stack(matrices))
-        return trajectory, self._where_the_lidar_sits(frame)
+        known = Trajectory(stamps_ns=np.array(stamps_ns, np.int64), map_from_base=np.stack(matrices))
+        trajectory = known.around(frame.stamp_ns)
+        return trajectory, np.eye(4) if trajectory is None else self._where_the_lidar_sits(frame)
 
     def _where_the_lidar_sits(self, frame: LidarFrame) -> np.ndarray:
         if self._base_frame == frame.frame_id:

@@ -20,6 +20,9 @@ MOTION_STEPS = 16
 """Poses are computed at so many instants of a sweep and blended in between. At 1 rad/s a step turns by 6 mrad, and a
 blend of two rotations is off by a eighth of its square: 5e-6 of the range."""
 
+FARTHEST_POSE_S = 0.5
+"""Poses farther than this from a sweep in time do not tell where the robot was."""
+
 BUFFER_SIDE = 640
 """A degree of a usual camera is then seven cells or more, finer than any lidar's beams; and the time is bounded."""
 
@@ -90,6 +93,24 @@ class Trajectory:
         )
         poses[:, :3, 3] += share[:, None] * (second[:, :3, 3] - first[:, :3, 3])
         return poses
+
+    def around(self, stamp_ns: int) -> Trajectory | None:
+        """Give the poses that tell where the robot was at a time; None where that is not known.
+
+        It is known within FARTHEST_POSE_S of a pose if another one tells the velocity. Two poses are bridged if all
+        times between them are so near to one; beyond the rim of a longer gap the robot keeps its velocity, as it does
+        live, where the poses after the gap have not come yet.
+        """
+        farthest_ns = round(FARTHEST_POSE_S * 1e9)
+        nearest = int(np.abs(self.stamps_ns - stamp_ns).argmin())
+        if abs(int(self.stamps_ns[nearest]) - stamp_ns) > farthest_ns:
+            return None
+        after_gap = np.flatnonzero(np.diff(self.stamps_ns) > 2 * farthest_ns) + 1
+        start = after_gap[after_gap <= nearest].max(initial=0)
+        end = after_gap[after_gap > nearest].min(initial=len(self.stamps_ns))
+        if end - start < 2:
+            return None
+        return Trajectory(stamps_ns=self.stamps_ns[start:end], map_from_base=self.map_from_base[start:end])
 
 
 def _part_of_rotation(rotation: np.ndarray, share: np.ndarray) -> np.ndarray:

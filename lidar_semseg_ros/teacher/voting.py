@@ -11,7 +11,7 @@ import numpy as np
 from lidar_semseg_ros.core.camera import Camera
 from lidar_semseg_ros.core.errors import UserError
 from lidar_semseg_ros.core.frame import UNLABELLED, LidarFrame
-from lidar_semseg_ros.core.geometry import invert_rigid
+from lidar_semseg_ros.core.geometry import rigid
 from lidar_semseg_ros.core.options import setting
 from lidar_semseg_ros.teacher.lifting import (
     LiftingConfig,
@@ -26,6 +26,7 @@ from lidar_semseg_ros.teacher.scores import PixelScores, nearest_cells
 CLASS_IDS = 256
 VOXEL_BITS = 21
 """Bits of a voxel's index along each axis: at 0.1 m, 100 km to either side."""
+MAP_ORIGIN = np.zeros(3, np.int64)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -202,14 +203,19 @@ class VoxelVotes:
     confidence: np.ndarray
 
 
-def voxel_keys(xyz_map: np.ndarray, voxel_m: float) -> np.ndarray:
-    """Say by number which cube of space each of (N, 3) points lies in: (N,) int64, −1 for one that is not finite."""
-    finite = np.isfinite(xyz_map).all(axis=1)
+def voxel_keys(xyz: np.ndarray, voxel_m: float, corner: np.ndarray = MAP_ORIGIN) -> np.ndarray:
+    """Say by number which cube of space each of (N, 3) points lies in: (N,) int64, −1 for one that is not finite.
+
+    corner: (3,) int64, the corner of cubes that the points are given from, so many cubes from the origin of the map;
+    the number of a cube does not depend on it. Cubes that lie 2^VOXEL_BITS apart share a number.
+    """
+    finite = np.isfinite(xyz).all(axis=1)
     half = 1 << (VOXEL_BITS - 1)
-    index = np.floor(xyz_map[finite] / voxel_m).astype(np.int64) + half
-    if len(index) and not (index.min() >= 0 and index.max() < 2 * half):
-        raise UserError(f"points lie more than {half * voxel_m:.0f} m from where the votes began; begin anew there")
-    key = np.full(len(xyz_map), -1, np.int64)
+    index = np.floor(xyz[finite] / voxel_m).astype(np.int64)
+    if len(index) and not (index.min() >= -half and index.max() < half):
+        raise UserError(f"points lie more than {half * voxel_m:.0f} m away; take them out of the clouds")
+    index = (index + corner) & (2 * half - 1)
+    key = np.full(len(xyz), -1, np.int64)
     key[finite] = (index[:, 0] << 2 * VOXEL_BITS) | (index[:, 1] << VOXEL_BITS) | index[:, 2]
     return key
 
@@ -263,24 +269,30 @@ class VotingWindow:
     def __init__(self, lifting: LiftingConfig, voting: VotingConfig) -> None:
         self.lifting, self.voting = lifting, voting
         self._past: deque[list[VoxelVotes]] = deque(maxlen=voting.window)
-        self._origin_from_map: np.ndarray | None = None
 
     def label(
         self, frame: LidarFrame, base_from_lidar: np.ndarray, views: Sequence[View], trajectory: Trajectory | None
     ) -> PseudoLabels:
         """Label a sweep from its own images and, with a trajectory, from those of the past sweeps of the window.
 
-        All trajectories given to one window must be in one map frame; begin a new window where it jumps.
+        All trajectories given to one window must be in one map frame; begin a new window where it jumps. The labels
+        depend on the sweeps of the window only, not on where the drive began.
         """
         own = [votes_of_view(frame, base_from_lidar, view, trajectory, self.lifting) for view in views]
         if trajectory is None or self.voting.window == 0:
+            self._past.append([])
             return elect([own], len(frame), self.voting)
-        if self._origin_from_map is None:
-            # Coordinates of a map may be too large for float32.
-            self._origin_from_map = invert_rigid(trajectory.at(np.array([frame.stamp_ns]))[0])
-        key = voxel_keys(points_in(self._origin_from_map, frame, base_from_lidar, trajectory), self.voting.voxel_m)
+        key = self._voxels(frame, base_from_lidar, trajectory)
         past = [image for sweep in self._past for image in sweep]
         votes = iter(recalled(past, key))
         sweeps = [own, *([next(votes) for _ in sweep] for sweep in self._past)]
         self._past.append([remembered(image, key) for image in own])
         return elect(sweeps, len(frame), self.voting)
+
+    def _voxels(self, frame: LidarFrame, base_from_lidar: np.ndarray, trajectory: Trajectory) -> np.ndarray:
+        """Say by number which cube of the map each of N points lies in: (N,) int64."""
+        # Coordinates of a map may be too large for float32; those from a corner near the robot are not.
+        robot_m = trajectory.at(np.array([frame.stamp_ns]))[0, :3, 3]
+        corner = np.rint(robot_m / self.voting.voxel_m).astype(np.int64)
+        corner_from_map = rigid(np.eye(3), -corner * self.voting.voxel_m)
+        return voxel_keys(points_in(corner_from_map, frame, base_from_lidar, trajectory), self.voting.voxel_m, corner)

@@ -2,17 +2,23 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pytest
+from taught import CAMERA
 
 pytest.importorskip("embreex", reason="the simulator needs embreex, the extra [sim]")
 
+from lidar_semseg_ros.cli.calib_check_command import _moment
 from lidar_semseg_ros.cli.main import main
-from lidar_semseg_ros.core.geometry import rigid, rotation_from_rpy
+from lidar_semseg_ros.core.frame import CameraImage, LidarFrame
+from lidar_semseg_ros.core.geometry import OPTICAL_FROM_BODY, rigid, rotation_from_rpy
 from lidar_semseg_ros.formats.bags import open_bag
 from lidar_semseg_ros.formats.poses import fixed_transforms
+from lidar_semseg_ros.teacher.labeller import TakenImage
+from lidar_semseg_ros.teacher.lifting import Trajectory
 
 
 @pytest.fixture(scope="module")
@@ -68,3 +74,25 @@ def test_a_recording_without_clouds_cameras_or_poses_is_an_error(
         with pytest.raises(SystemExit) as ended:
             main(command)
         assert ended.value.code == 2 and said in capsys.readouterr().err
+
+
+def test_far_from_all_poses_the_robot_is_taken_to_stand_still() -> None:
+    rng = np.random.default_rng(0)
+    poses = np.stack([np.eye(4), rigid(np.eye(3), np.array([0.5, 0, 0]))])
+    trajectory = Trajectory(stamps_ns=np.array([0, 10**8]), map_from_base=poses)
+    frame = LidarFrame(
+        stamp_ns=0, frame_id="lidar", xyz=rng.uniform((2, -3, -2), (6, 3, 2), (500, 3)).astype(np.float32)
+    )
+    image = CameraImage(stamp_ns=0, frame_id="camera", pixels=rng.integers(0, 255, (48, 64, 3), np.uint8))
+
+    def ahead_m(begin_s: float) -> np.ndarray:
+        """How far before the camera the points are 40 ms after the sweep, at 5 m/s."""
+        begin_ns = round(begin_s * 1e9)
+        camera_from_lidar = rigid(OPTICAL_FROM_BODY, np.zeros(3))
+        taken = TakenImage(
+            time_ns=begin_ns + 4 * 10**7, image=image, camera=CAMERA, camera_from_lidar=camera_from_lidar
+        )
+        return _moment(taken, replace(frame, stamp_ns=begin_ns), trajectory, np.eye(4)).xyz_camera[:, 2]
+
+    assert ahead_m(0.6) == pytest.approx(frame.xyz[:, 0] - 0.2, abs=1e-5)
+    assert ahead_m(0.7) == pytest.approx(frame.xyz[:, 0], abs=1e-5)

@@ -31,10 +31,12 @@ from std_msgs.msg import Header, String
 from lidar_semseg_ros.core.errors import UserError
 from lidar_semseg_ros.core.frame import UNLABELLED, CameraImage
 from lidar_semseg_ros.core.geometry import invert_rigid, quaternion_from_rotation
+from lidar_semseg_ros.formats.calibration import LidarCalibration
+from lidar_semseg_ros.formats.dataset import taught_rig
 from lidar_semseg_ros.formats.pointcloud2 import cloud_content, cloud_from_frame, column, read_cloud
 from lidar_semseg_ros.formats.poses import pose_of_message
 from lidar_semseg_ros.ros import camera_watch, teacher_node
-from lidar_semseg_ros.ros.live_rig import NoCameraInfoError
+from lidar_semseg_ros.ros.live_rig import ExtrinsicsConfig, LiveRig, NoCameraInfoError
 from lidar_semseg_ros.ros.messages import cloud_message, image_message, time_message
 from lidar_semseg_ros.ros.synchronizers import Clocks, SyncConfig, synchronizer
 from lidar_semseg_ros.ros.teacher_node import TeacherNode
@@ -224,7 +226,12 @@ def test_every_cloud_keeps_its_points_and_gets_the_labels_that_it_gets_offline(
     assert robot.values["camera_0 hit rate"] == robot.values["camera_1 hit rate"] == "1.000"
     assert float(robot.values["coverage"]) > 0.1
     robot.until(lambda: bool(robot.settings))
-    assert robot.settings["teacher"]["model"] == "all-knowing" and set(robot.settings["cameras"]) == set(CAMERAS)
+    assert robot.settings["teacher"]["model"] == "all-knowing"
+    said = taught_rig(robot.settings)
+    assert said is not None and (said.lidar.topic, said.lidar.stamp) == ("/teacher/input/pointcloud", "start")
+    assert {camera.name: camera.topic for camera in said.cameras} == {
+        name: f"/teacher/input/{name}/image" for name in CAMERAS
+    }
 
 
 def test_a_teacher_slower_than_the_sensor_counts_what_gave_way_labels_the_newest_and_keeps_nothing_else(
@@ -362,7 +369,9 @@ def test_a_camera_of_which_something_is_missing_is_left_out_and_without_the_othe
     robot.until(lambda: robot.values.get("labelled") == "1")
     assert (robot.values[left_out], robot.values[dropped]) == ("1", "0")
     robot.publish(frames[1], cameras=("camera_0",))
-    robot.publish(frames[2], cameras=())
+    images = robot.teacher._input._pairing._images["camera_0"]
+    robot.until(lambda: len(images) == 2)
+    robot.publish(frames[5], cameras=())  # 0.4 s later, when camera_1 is no longer waited for
     robot.until(lambda: robot.values.get(dropped) == "1")
     assert (robot.values[left_out], robot.values["labelled"]) == ("1", "1")
 
@@ -512,3 +521,30 @@ def test_message_filters_pair_by_the_stamps_of_the_headers(robot: Drive) -> None
     robot.until(lambda: len(pairs) >= 2)
     made.destroy()
     assert [(pair.time_ns, pair.images["camera_0"][0]) for pair in pairs[:2]] == [(0, 10**7), (10**8, 10**8 + 10**7)]
+
+
+def test_what_a_calibration_file_says_of_stamps_is_told_of_the_sensors_that_are_known(
+    frames: list[SimulatedFrame], tmp_path: Path
+) -> None:
+    camera, image, _ = frames[0].images[0]
+    place = np.diag([-1.0, -1.0, 1.0, 1.0])
+    one = {
+        "width": camera.model.width, "height": camera.model.height, "K": camera.model.matrix.ravel().tolist(),
+        "rectified": True, "direction": "camera_from_lidar", "matrix": place.tolist(), "stamp_offset_s": -0.033,
+    }  # fmt: skip
+    lidar = {"stamp": "end", "stamp_offset_s": 0.125}
+    path = tmp_path / "rig.yaml"
+    path.write_text(yaml.safe_dump({"lidars": {"os": lidar}, "cameras": {"left": one, "right": one}}))
+    rclpy.init()
+    node = rclpy.create_node("teacher")
+    try:
+        rig = LiveRig(node, ("left", "right"), ExtrinsicsConfig(source="file", file=str(path)), lambda: None)
+        rig.taken("right", 7, image_message(image.pixels, Header()), frames[0].frame)
+        said = rig.as_recorded({"left": "/left/image", "right": "/robot1/right/image"})
+    finally:
+        node.destroy_node()
+        rclpy.try_shutdown()
+    assert said.lidar == LidarCalibration(**lidar)
+    (right,) = said.cameras
+    assert (right.name, right.topic, right.stamp_offset_s) == ("right", "/robot1/right/image", -0.033)
+    assert np.array_equal(right.camera.matrix, camera.model.matrix) and np.array_equal(right.camera_from_lidar, place)

@@ -62,6 +62,21 @@ def test_a_trajectory_of_one_pose_stands_still() -> None:
     assert drive(0.2).at(np.array([0, 5 * SECOND_NS])) == pytest.approx(np.stack([moving(0.2)] * 2))
 
 
+GAPPED = drive(0.0, 0.1, 0.2, 1.1, 1.2, 3.0, 3.1, 5.0, 7.0)
+
+
+@pytest.mark.parametrize(
+    ("time_s", "poses"),
+    [(-0.501, 0), (-0.5, 5), (0.15, 5), (0.65, 5), (1.7, 5), (1.75, 0), (2.49, 0), (2.5, 2), (3.6, 2), (5, 0), (60, 0)],
+)
+def test_poses_tell_of_times_within_half_a_second_of_two_that_hang_together(time_s: float, poses: int) -> None:
+    time_ns = round(time_s * SECOND_NS)
+    found = GAPPED.around(time_ns)
+    assert (0 if found is None else len(found.stamps_ns)) == poses
+    if found is not None:
+        assert found.at(np.array([time_ns]))[0] == pytest.approx(moving(time_s), abs=1e-9)
+
+
 @pytest.mark.parametrize(
     ("stamps_ns", "poses"), [([], 0), ([0, 0], 2), ([1, 0], 2), ([0, 1], 1)], ids=["none", "twice", "back", "short"]
 )

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 from collections import Counter, defaultdict
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -175,8 +176,18 @@ def test_points_of_one_cube_share_a_key_and_others_do_not() -> None:
 
 
 def test_a_place_that_is_too_far_away_is_refused() -> None:
-    with pytest.raises(UserError, match="begin anew"):
+    with pytest.raises(UserError, match="more than 104858 m away"):
         voxel_keys(np.float32([[2e5, 0, 0]]), 0.1)
+
+
+def test_a_cube_has_the_same_key_from_whichever_corner_it_is_seen() -> None:
+    xyz_map = np.float32([[0.05, 0.15, -0.05], [7.35, -3.25, 1.05]])
+    for corner in ([0, 0, 0], [73, -32, 10], [-5, 1000, 3]):
+        found = voxel_keys((xyz_map - 0.1 * np.array(corner)).astype(np.float32), 0.1, np.array(corner))
+        assert (found == voxel_keys(xyz_map, 0.1)).all()
+    # UTM coordinates hold 50 million cubes.
+    far = np.array([4_712_345, 53_201_234, 0])
+    assert len({*voxel_keys(xyz_map, 0.1, far).tolist()}) == 2
 
 
 def test_a_place_remembers_one_vote_however_many_points_it_had() -> None:
@@ -238,6 +249,37 @@ def test_a_sweep_forgets_what_is_older_than_the_window() -> None:
     window.label(room(0.0)[0], np.eye(4), [view_of(0.0, 2)], track)
     counts = [(window.label(room(t)[0], np.eye(4), [], track).class_id == 2).sum() for t in (1.0, 2.0, 3.0)]
     assert counts[0] == counts[1] > 0 and counts[2] == 0
+
+
+@pytest.mark.parametrize("begin", [0, 1])
+def test_labels_depend_on_the_sweeps_of_the_window_not_on_where_it_began(begin: int) -> None:
+    # A robot that has turned and moved a little, in a map whose origin is far away.
+    poses = [rigid(rotation_from_rpy(0, 0, 0.3 * n), np.array([4e5 + 0.137 * n, 5e6, 0.01 * n])) for n in range(4)]
+    track = Trajectory(stamps_ns=np.arange(4) * 10**9, map_from_base=np.stack(poses))
+    rng = np.random.default_rng(0)
+    world = np.array([4e5, 5e6, 0]) + rng.uniform((2, -3, -2), (6, 3, 2), (3000, 3))
+    said = [rng.integers(0, 3, (48, 64)).astype(np.uint8) for _ in range(4)]
+
+    def labels_from(first: int) -> tuple[bytes, bytes, bytes]:
+        window = VotingWindow(LiftingConfig(visible_within_m=1.0), VotingConfig(window=1, min_confidence=0.0))
+        for n in range(first, 4):
+            xyz = ((world - poses[n][:3, 3]) @ poses[n][:3, :3]).astype(np.float32)
+            frame = LidarFrame(stamp_ns=n * 10**9, frame_id="lidar", xyz=xyz)
+            view = replace(view_of(float(n), 0), scores=certain_scores(said[n], (64, 48)))
+            found = window.label(frame, np.eye(4), [view], track)
+        assert found.views.max() == 2
+        return found.class_id.tobytes(), found.probability.tobytes(), found.views.tobytes()
+
+    assert labels_from(begin) == labels_from(2)
+
+
+def test_sweeps_whose_motion_is_not_known_take_a_place_in_the_window() -> None:
+    window = VotingWindow(LiftingConfig(), VotingConfig(window=2))
+    track = turned(0.0, 0.0, 0.0, 0.0)
+    window.label(room(0.0)[0], np.eye(4), [view_of(0.0, 2)], track)
+    window.label(room(1.0)[0], np.eye(4), [], None)
+    counts = [(window.label(room(t)[0], np.eye(4), [], track).class_id == 2).sum() for t in (2.0, 3.0)]
+    assert counts[0] > 0 and counts[1] == 0
 
 
 def test_sweeps_that_disagree_on_a_place_leave_it_unlabelled() -> None:
