@@ -10,6 +10,10 @@ ARGUMENTS = COMMON_ARGUMENTS | {
     "compressed": ("true", "whether these are CompressedImage"),
     "odometry": ("/odom", "topic of Odometry, by which motion is undone; none need be published"),
     "calibration": ("", "calibration file, or the name of a shipped one; empty: /tf and CameraInfo tell"),
+    "record_images": (
+        "false",
+        "true: record the images too, for students that learn features and for labelling anew",
+    ),
     "teacher_model": ("", "folder of a vision model, or its id on the hub; empty: as in the parameters"),
     "params_file": (str(SHARE / "config" / "teacher.yaml"), "parameters of the teacher"),
 }
@@ -30,9 +34,11 @@ def nodes(context):
     if given["teacher_model"]:
         parameters["vision.model"] = given["teacher_model"]
     actions = [given.node("teacher", [given.file("params_file"), parameters], remappings=remaps)]
-    actions += given.player(subscribers=1)
-    # With everything that training needs, so that the recording stands for itself.
+    actions += given.player(subscribers=1)  # the recorder hears the labelled clouds, not these
+    # With everything that training needs, so that the recording stands for itself; only features need the images.
     beside = [*infos.values(), given["odometry"], "/tf", "/tf_static"]
+    if given.is_true("record_images"):
+        beside += images.values()
     return actions + given.recorder(beside, {"teacher": ["pointcloud/pseudo_labels", "class_map", "settings"]})
 
 

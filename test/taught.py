@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Mapping
 from pathlib import Path
 
 import numpy as np
@@ -13,6 +14,7 @@ from lidar_semseg_ros.core.classes import ClassTable
 from lidar_semseg_ros.core.frame import UNLABELLED, CameraImage, LidarFrame
 from lidar_semseg_ros.core.geometry import OPTICAL_FROM_BODY, rigid
 from lidar_semseg_ros.formats.bags import BagWriter
+from lidar_semseg_ros.formats.calibration import LidarCalibration
 from lidar_semseg_ros.formats.dataset import (
     CLASS_MAP_TOPIC,
     LABEL_TOPIC,
@@ -22,12 +24,20 @@ from lidar_semseg_ros.formats.dataset import (
     settings_text,
 )
 from lidar_semseg_ros.formats.pointcloud2 import cloud_from_frame, pseudo_labelled_cloud
+from lidar_semseg_ros.formats.rig import RecordedCamera, Rig
 
 STOREYS = ClassTable(name="storeys", names=("below", "above"), colors=((0, 0, 0), (255, 255, 255)))
 CAMERA = PinholeCamera(
     width=64, height=48, matrix=np.array([[40.0, 0, 31.5], [0, 40.0, 23.5], [0, 0, 1]]), distortion=np.zeros(5)
 )
 PERIOD_NS = 100_000_000
+FORWARD = rigid(OPTICAL_FROM_BODY, np.zeros(3))
+RIG = Rig(
+    lidar=LidarCalibration(stamp="start"),
+    cameras=(
+        RecordedCamera(name="camera", topic="/camera/image_raw/compressed", camera=CAMERA, camera_from_lidar=FORWARD),
+    ),
+)
 
 
 def two_storeys(rng: np.random.Generator, points: int, stamp_ns: int = 0) -> tuple[LidarFrame, np.ndarray]:
@@ -53,8 +63,16 @@ def write_taught(
     taught: bool = True,
     camera: bool = True,
     images: bool = True,
+    settings: Mapping[str, object] | None = None,
+    rig: Rig | None = RIG,
+    namespace: str = "",
+    late_ns: int | None = None,
 ) -> list[tuple[LidarFrame, np.ndarray, np.ndarray]]:
-    """Write a drive whose teacher knows four fifths of the points, and give its frames, labels and confidences."""
+    """Write a drive whose teacher knows four fifths of the points, and give its frames, labels and confidences.
+
+    rig: what the teacher says of its sensors; None: nothing, as it used to. namespace: the teacher's, as /robot1.
+    late_ns: how long after its clouds it is done with them, if it is a live one.
+    """
     rng = np.random.default_rng(seed)
     written = []
     with BagWriter(path) as bag:
@@ -64,8 +82,14 @@ def write_taught(
         bag.write_tf_static(transforms, 0)
         bag.write_json(CLASS_MAP_TOPIC, json.dumps(table.to_mapping()), 0)
         if taught:
-            bag.write_json(TEACHER_CLASS_MAP_TOPIC, json.dumps(table.to_mapping()), 0)
-            bag.write_json(TEACHER_SETTINGS_TOPIC, settings_text({}, {"model": "tiny", "sha256": "00"}, (), {}), 0)
+            bag.write_json(namespace + TEACHER_CLASS_MAP_TOPIC, json.dumps(table.to_mapping()), 0)
+            identity = {"model": "tiny", "sha256": "00"}
+            text = settings_text(
+                settings or {}, identity, (), cloud_topic="/lidar/points", rig=rig or RIG, is_live=late_ns is not None
+            )
+            if rig is None or not camera:
+                text = json.dumps({key: value for key, value in json.loads(text).items() if key != "lidar"})
+            bag.write_json(namespace + TEACHER_SETTINGS_TOPIC, text, 0)
         for number in range(sweeps):
             stamp_ns = number * PERIOD_NS
             frame, truth = two_storeys(rng, points, stamp_ns)
@@ -76,7 +100,8 @@ def write_taught(
             cloud = cloud_from_frame(frame)
             if taught:
                 views = (class_id != UNLABELLED).astype(np.uint8)
-                bag.write_cloud(PSEUDO_LABEL_TOPIC, pseudo_labelled_cloud(cloud, class_id, confidence, views))
+                labelled = pseudo_labelled_cloud(cloud, class_id, confidence, views)
+                bag.write_cloud(namespace + PSEUDO_LABEL_TOPIC, labelled, log_time_ns=stamp_ns + (late_ns or 0))
             else:
                 bag.write_cloud("/lidar/points", cloud)
             if camera:

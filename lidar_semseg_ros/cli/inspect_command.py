@@ -21,8 +21,8 @@ from lidar_semseg_ros.core.metrics import (
 )
 from lidar_semseg_ros.formats.bags import open_bag
 from lidar_semseg_ros.formats.dataset import (
-    PSEUDO_LABEL_TOPIC,
     PseudoLabelledSweep,
+    chosen_pseudo_label_topic,
     exact_labels,
     pseudo_labelled_sweeps,
     taught_classes,
@@ -55,14 +55,16 @@ class Inspection:
     teacher: str
 
 
-def inspection(path: Path) -> Inspection:
-    """Read a recording of a teacher through; UserError if it is none."""
+def inspection(path: Path, topic: str | None = None) -> Inspection:
+    """Read a recording of a teacher through; UserError if it is none, or topic names none of several."""
     with open_bag(path) as bag:
-        classes, settings, truth = taught_classes(bag, str(path)), teacher_settings(bag), exact_labels(bag)
+        topic = chosen_pseudo_label_topic(bag, topic, str(path))
+        classes, settings = taught_classes(bag, topic, str(path)), teacher_settings(bag, topic)
+        truth = exact_labels(bag)
         points, histogram = np.zeros(len(classes), np.int64), np.zeros(BINS, np.int64)
         confusion = np.zeros((len(classes), len(classes) + 1), np.int64)
-        shares, middle, count = [], None, bag.message_count(PSEUDO_LABEL_TOPIC)
-        for number, sweep in enumerate(pseudo_labelled_sweeps(bag)):
+        shares, middle, count = [], None, bag.message_count(topic)
+        for number, sweep in enumerate(pseudo_labelled_sweeps(bag, topic)):
             labelled = sweep.class_id != UNLABELLED
             points += np.bincount(sweep.class_id[labelled], minlength=len(classes))[: len(classes)]
             histogram += np.histogram(sweep.probability[labelled], BINS, (0, 1))[0]
@@ -89,17 +91,18 @@ def inspection(path: Path) -> Inspection:
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Declare the arguments."""
     parser.add_argument("recording", type=Path, help="what `label`, or the teacher and the recorder, have written")
+    parser.add_argument("--topic", help="the topic of the pseudo-labels (default: the only one)")
     parser.add_argument("--picture", type=Path, help="the .png file to draw the middle cloud into")
 
 
 def run(args: argparse.Namespace) -> None:
     """Print what the recording holds."""
-    print_inspection(args.recording, args.picture)
+    print_inspection(args.recording, args.picture, args.topic)
 
 
-def print_inspection(path: Path, picture: Path | None) -> None:
+def print_inspection(path: Path, picture: Path | None, topic: str | None = None) -> None:
     """Print coverage, classes, confidence and, with exact labels, how right the teacher is; draw the middle cloud."""
-    found = inspection(path)
+    found = inspection(path, topic)
     print(f"{path}: {found.clouds} clouds, {found.coverage:.1%} of their points labelled, taught by {found.teacher}")
     labels = int(found.points.sum())
     iou = np.full(len(found.classes), np.nan) if found.confusion is None else accepted_iou(found)

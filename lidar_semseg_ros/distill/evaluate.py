@@ -29,10 +29,12 @@ from lidar_semseg_ros.formats.bags import Bag
 from lidar_semseg_ros.formats.dataset import (
     CLASS_MAP_TOPIC,
     LABEL_TOPIC,
-    PSEUDO_LABEL_TOPIC,
+    PSEUDO_LABEL_ENDING,
     chosen_cloud_topic,
+    chosen_pseudo_label_topic,
     exact_labels,
     labelled_sweeps,
+    pseudo_label_topics,
     pseudo_labelled_sweeps,
     taught_classes,
     teacher_settings,
@@ -73,21 +75,23 @@ class JudgedRecording:
     def __init__(self, bag: Bag, topic: str | None, classes: ClassTable, source: str) -> None:
         """Look at the recording; classes: the model's. UserError if it has no labels, or none the model knows."""
         self._bag = bag
-        self._is_taught = PSEUDO_LABEL_TOPIC in bag.topics and topic in (None, PSEUDO_LABEL_TOPIC)
+        taught = pseudo_label_topics(bag)
+        self._is_taught = bool(taught) and topic in (None, *taught)
         if not self._is_taught and LABEL_TOPIC not in bag.topics:
             raise UserError(
-                f"{source} holds no exact labels ({LABEL_TOPIC}) and no pseudo-labels ({PSEUDO_LABEL_TOPIC}); "
+                f"{source} holds no exact labels ({LABEL_TOPIC}) and no pseudo-labels (…{PSEUDO_LABEL_ENDING}); "
                 "make them with `lidar-semseg simulate` or `lidar-semseg label`"
             )
-        self.topic = PSEUDO_LABEL_TOPIC if self._is_taught else chosen_cloud_topic(bag, topic, source)
+        chosen = chosen_pseudo_label_topic if self._is_taught else chosen_cloud_topic
+        self.topic = chosen(bag, topic, source)
         self.sweeps = bag.message_count(self.topic)
         self.taught: frozenset[int] | None = None
         tables = {}
         if LABEL_TOPIC in bag.topics:
             tables[EXACT] = _exact_classes(bag, source) or classes
         if self._is_taught:
-            tables[PSEUDO] = taught_classes(bag, source)
-            unknown = teacher_settings(bag).get("never_labelled", ())
+            tables[PSEUDO] = taught_classes(bag, self.topic, source)
+            unknown = teacher_settings(bag, self.topic).get("never_labelled", ())
             named = set(tables[PSEUDO].names) - set(unknown)
             self.taught = frozenset(classes.id_of(name) for name in named & set(classes.names))
         self._ids = {kind: _ids_by_name(table, classes, source) for kind, table in tables.items()}
@@ -105,7 +109,7 @@ class JudgedRecording:
 
     def _taught_sweeps(self) -> Iterator[JudgedSweep]:
         truth = exact_labels(self._bag)
-        for sweep in pseudo_labelled_sweeps(self._bag):
+        for sweep in pseudo_labelled_sweeps(self._bag, self.topic):
             exact = truth.get(sweep.frame.stamp_ns)
             if exact is not None and len(exact) != len(sweep.frame):
                 raise UserError(f"cloud {sweep.frame.stamp_ns} has {len(sweep.frame)} points, but {len(exact)} labels")

@@ -2,21 +2,24 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import re
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
+from itertools import product
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any, Protocol
 
 import numpy as np
 
-from lidar_semseg_ros.core.camera import Camera, camera_of_model
+from lidar_semseg_ros.core.camera import Camera
 from lidar_semseg_ros.core.classes import ClassTable
 from lidar_semseg_ros.core.errors import UserError
 from lidar_semseg_ros.core.frame import UNLABELLED, CameraImage, LidarFrame
 from lidar_semseg_ros.core.options import setting
+from lidar_semseg_ros.formats.dataset import camera_from_json
 from lidar_semseg_ros.formats.images import read_image
 from lidar_semseg_ros.teacher.lifting import Trajectory
 
@@ -42,8 +45,8 @@ class SourceConfig:
         "them, as scene-0061, or scene-00*, or several with commas; empty: all",
     )
     sweeps: str = setting("", "which of its sweeps, as 0:80 or 100: (the end is not taken); empty: all")
-    topic: str = setting("", "topic of the clouds where there are several; pseudo-labels have their own")
-    calibration: str = setting("", "calibration file or preset; empty: what the recording says")
+    topic: str = setting("", "topic of the clouds, or of the pseudo-labels, where there are several")
+    calibration: str = setting("", "calibration file or preset; empty: what the teacher had, or the recording says")
     intensity_scale: float = setting(1.0, "factor from its intensities to those of the model's inputs", minimum=0.0)
 
     def __post_init__(self) -> None:
@@ -114,13 +117,15 @@ class Recording(Protocol):
     """Labelled sweeps by number.
 
     name: of the file or folder. classes: what the labels mean; None without labels. origin: who labelled, by key.
-    key: changes with the content. trajectory and base_from_lidar: where the robot was; None where that is not known.
+    key: changes with the content. stamps_ns: of the sweeps, (S,) int64; None where they were not recorded. trajectory
+    and base_from_lidar: where the robot was; None where that is not known.
     """
 
     name: str
     key: str
     classes: ClassTable | None
     origin: Mapping[str, str]
+    stamps_ns: np.ndarray | None
     trajectory: Trajectory | None
     base_from_lidar: np.ndarray
 
@@ -145,6 +150,7 @@ class PartOfRecording:
         self.name, self.key = f"{whole.name}[{source.sweeps}]", f"{whole.key}-{first}-{self._sweeps.stop}"
         self.classes, self.origin = whole.classes, whole.origin
         self.trajectory, self.base_from_lidar = whole.trajectory, whole.base_from_lidar
+        self.stamps_ns = None if whole.stamps_ns is None else whole.stamps_ns[first:end]
 
     def __len__(self) -> int:
         return len(self._sweeps)
@@ -170,6 +176,7 @@ class CachedRecording:
         self._frame_id = str(about["frame_id"])
         self._cameras = [camera_from_json(camera) for camera in about["cameras"]]
         self.base_from_lidar = np.reshape(about["base_from_lidar"], (4, 4))
+        self.stamps_ns: np.ndarray | None = np.load(folder / "stamp_ns.npy")
         self.trajectory: Trajectory | None = None
         poses = np.load(folder / "map_from_base.npy")
         if len(poses):
@@ -324,16 +331,32 @@ class _GrowingArray:
         self._file.close()
 
 
-def camera_from_json(values: Mapping[str, Any]) -> tuple[Camera, np.ndarray]:
-    """Read `formats.dataset.camera_to_json` back."""
-    camera = camera_of_model(
-        values["model"],
-        width=values["width"],
-        height=values["height"],
-        matrix=np.reshape(values["K"], (3, 3)),
-        distortion=np.array(values["distortion"]),
-    )
-    return camera, np.reshape(values["camera_from_lidar"], (4, 4))
+def require_other_sweeps(learned: Sequence[Recording], kept_apart: Sequence[Recording]) -> None:
+    """Raise UserError if a recording that is kept apart has sweeps of one that is learned from.
+
+    A drive that was labelled twice goes by two names; its sweeps have the same stamps and the same points.
+    """
+    for recording, other in product(learned, kept_apart):
+        if recording.stamps_ns is None or other.stamps_ns is None:
+            continue
+        same, numbers, others = np.intersect1d(recording.stamps_ns, other.stamps_ns, return_indices=True)
+        # Simulated drives all begin at one time, so stamps alone do not tell.
+        if len(same) and _have_same_points(recording.sweep(int(numbers[0])), other.sweep(int(others[0]))):
+            raise UserError(
+                f"{recording.name}, which is learned from, and {other.name}, which is kept apart, are of one drive: "
+                f"{len(same)} of their sweeps have the same stamps; take one of them out"
+            )
+
+
+def _have_same_points(one: LabelledSweep, other: LabelledSweep) -> bool:
+    return np.array_equal(one.frame.xyz, other.frame.xyz, equal_nan=True)
+
+
+def key_of_folder(folder: Path, files: Iterable[Path]) -> str:
+    """Name a folder by its place and by name, size and time of those of its files that are there."""
+    stats = [(str(file), file.stat().st_size, file.stat().st_mtime_ns) for file in sorted(files) if file.is_file()]
+    described = json.dumps([str(folder.resolve()), stats])
+    return f"{folder.name}-{hashlib.sha256(described.encode()).hexdigest()[:16]}"
 
 
 def without_confidence(class_id: np.ndarray) -> np.ndarray:

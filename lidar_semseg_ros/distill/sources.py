@@ -3,20 +3,25 @@
 from __future__ import annotations
 
 import hashlib
+import heapq
 import json
 import os
 import shutil
-from collections.abc import Callable, Iterator
+from collections import Counter
+from collections.abc import Callable, Collection, Iterator, Mapping
 from dataclasses import dataclass, replace
+from operator import itemgetter
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 
 from lidar_semseg_ros.core.classes import ClassTable
 from lidar_semseg_ros.core.errors import UserError
 from lidar_semseg_ros.core.frame import UNLABELLED, LidarFrame
-from lidar_semseg_ros.core.pairing import NearestPairing, PairingConfig
+from lidar_semseg_ros.core.options import from_mapping, settings_of
+from lidar_semseg_ros.core.pairing import JUMP_S, NearestPairing, PairingConfig
+from lidar_semseg_ros.core.sensor import FieldNames
 from lidar_semseg_ros.distill.data_sets import data_set_at, single_sequences
 from lidar_semseg_ros.distill.recordings import (
     CachedRecording,
@@ -31,21 +36,30 @@ from lidar_semseg_ros.formats.calibration import LidarCalibration, calibration_f
 from lidar_semseg_ros.formats.dataset import (
     CLASS_MAP_TOPIC,
     LABEL_TOPIC,
-    PSEUDO_LABEL_TOPIC,
+    PSEUDO_LABEL_ENDING,
     camera_to_json,
     chosen_cloud_topic,
+    chosen_pseudo_label_topic,
     exact_labels,
+    pseudo_label_topics,
     taught_classes,
+    taught_rig,
     teacher_settings,
 )
 from lidar_semseg_ros.formats.images import jpeg_bytes, read_image
 from lidar_semseg_ros.formats.pointcloud2 import CloudContent, cloud_content, column, read_cloud
-from lidar_semseg_ros.formats.poses import fixed_transforms, recorded_poses
-from lidar_semseg_ros.formats.rig import Rig, recorded_rig
+from lidar_semseg_ros.formats.poses import NO_POSES, fixed_transforms, recorded_poses
+from lidar_semseg_ros.formats.rig import RecordedCamera, Rig, recorded_rig
 from lidar_semseg_ros.teacher.lifting import Trajectory
 
-LAYOUT = 1
+C = TypeVar("C")
+
+LAYOUT = 2
 """Of the cache; another one makes all of it anew."""
+HOW_IMAGES_ARE_RECORDED = (
+    "a teacher's recording holds images if it was made with `lidar-semseg label --images` or, live, with "
+    "`record_images:=true`"
+)
 
 
 def open_recording(
@@ -104,27 +118,64 @@ class _Layout:
 
     def __init__(self, bag: Bag, path: Path, source: SourceConfig, images: bool) -> None:
         self._bag, self._path, self._source = bag, path, source
-        self.classes, self.origin = _labels_of(bag, path, source.labels)
-        is_taught = PSEUDO_LABEL_TOPIC in bag.topics
-        self._topic = PSEUDO_LABEL_TOPIC if is_taught else chosen_cloud_topic(bag, source.topic or None, str(path))
+        is_taught = source.labels == "pseudo" or bool(pseudo_label_topics(bag))
+        self._topic = _taught_topic(bag, path, source) if is_taught else _plain_topic(bag, path, source)
+        # The teacher's settings hold for whoever learns from it: else times, pairs and poses would be others.
+        self._said = teacher_settings(bag, self._topic) if is_taught else {}
+        settings = self._said.get("settings", {})
+        self._fields, self._sync = _group(FieldNames, settings, "fields"), _group(PairingConfig, settings, "sync")
+        self.classes, self.origin = self._labels_of_bag()
         first = next(bag.messages([self._topic]), None)
         if first is None:
             raise UserError(f"{path} has no clouds on {self._topic}; leave it out of the training configuration")
         self._frame_id = str(first.message().header.frame_id)
         self._tree = fixed_transforms(bag)
-        self._rig = self._recorded_rig() if images else Rig(lidar=LidarCalibration(stamp="start"), cameras=())
+        self._rig = self._sensors(images)
         self._exact = exact_labels(bag) if source.labels == "exact" else {}
 
-    def _recorded_rig(self) -> Rig:
-        named = self._source.calibration
+    def _labels_of_bag(self) -> tuple[ClassTable | None, dict[str, str]]:
+        """Read which classes the bag has and who gave them; UserError if it has not the labels that are wanted."""
+        if self._source.labels == "none":
+            return None, {"labels": "none"}
+        if self._source.labels == "pseudo":
+            table = taught_classes(self._bag, self._topic, str(self._path))
+            teacher = self._said.get("teacher", {})
+            return table, {"labels": "pseudo", **{f"teacher {key}": str(value) for key, value in teacher.items()}}
+        if LABEL_TOPIC not in self._bag.topics or CLASS_MAP_TOPIC not in self._bag.topics:
+            raise UserError(
+                f"{self._path} holds no exact labels ({LABEL_TOPIC}); take 'labels: pseudo' after `lidar-semseg "
+                "label`, or a recording of `lidar-semseg simulate`"
+            )
+        said = json.loads(next(self._bag.messages([CLASS_MAP_TOPIC])).message().data)
+        return ClassTable.from_mapping(said, source=f"{self._path} {CLASS_MAP_TOPIC}"), {"labels": "exact"}
+
+    def _sensors(self, images: bool) -> Rig:
+        """Find the sensors: as the source's calibration has them, else as the teacher had, else as the bag tells."""
+        named, taught = self._source.calibration, taught_rig(self._said)
+        if taught is not None and not named:
+            return self._with_images(taught) if images else replace(taught, cameras=())
         calibration = read_calibration(calibration_file(named)) if named else None
+        topic = self._topic if taught is None else str(taught.lidar.topic)
+        if not images:
+            lidar = calibration.lidars[calibration.lidar_on(topic)] if calibration else LidarCalibration(stamp="start")
+            return Rig(lidar=lidar, cameras=())
         try:
-            return recorded_rig(self._bag, self._topic, self._frame_id, self._tree, calibration)
+            return recorded_rig(self._bag, topic, self._frame_id, self._tree, calibration)
         except UserError as error:
             raise UserError(
                 f"{self._path} cannot teach features: {error} (or 'calibration' in the training configuration); "
-                "a teacher's recording holds images if it was made with `lidar-semseg label --images`"
+                f"{HOW_IMAGES_ARE_RECORDED}"
             ) from error
+
+    def _with_images(self, taught: Rig) -> Rig:
+        """Leave out the cameras whose images were not recorded; UserError if none is left."""
+        cameras = tuple(camera for camera in taught.cameras if self._bag.message_count(camera.topic))
+        if not cameras:
+            raise UserError(
+                f"{self._path} cannot teach features: it holds no images on "
+                f"{', '.join(camera.topic for camera in taught.cameras)}; {HOW_IMAGES_ARE_RECORDED}"
+            )
+        return replace(taught, cameras=cameras)
 
     def write(self, folder: Path, on_sweep: Callable[[int, int], None]) -> None:
         writer = RecordingWriter(folder)
@@ -147,17 +198,29 @@ class _Layout:
     def _labels(self, sweep: _Sweep) -> tuple[np.ndarray, np.ndarray]:
         points = len(sweep.frame)
         if self._source.labels == "pseudo":
-            return column(sweep.content, "class_id"), column(sweep.content, "probability")
+            class_id = column(sweep.content, "class_id")
+            self._require_known(class_id, sweep)
+            return class_id, column(sweep.content, "probability")
         class_id = self._exact.get(sweep.content.stamp_ns, np.full(points, UNLABELLED, np.uint8))
         if len(class_id) != points:
             raise UserError(
                 f"cloud {sweep.content.stamp_ns} of {self._path} has {points} points, but {len(class_id)} "
                 "labels; record it anew"
             )
+        self._require_known(class_id, sweep)
         return class_id, without_confidence(class_id)
 
+    def _require_known(self, class_id: np.ndarray, sweep: _Sweep) -> None:
+        largest = class_id[class_id != UNLABELLED].max(initial=0)
+        if self.classes is not None and largest >= len(self.classes):
+            raise UserError(
+                f"cloud {sweep.content.stamp_ns} of {self._path} has the label {largest}, but its table "
+                f"{self.classes.name} has {len(self.classes)} classes, counted from 0; label or record it anew"
+            )
+
     def _motion(self) -> tuple[Trajectory | None, np.ndarray]:
-        poses = recorded_poses(self._bag, self._frame_id, self._tree)
+        topic = self._said.get("poses_topic")
+        poses = None if topic == NO_POSES else recorded_poses(self._bag, self._frame_id, self._tree, topic)
         if poses is None:
             return None, np.eye(4)
         base_from_lidar = self._tree.lookup(poses.base_frame, self._frame_id)
@@ -167,44 +230,66 @@ class _Layout:
     def _pairs(self) -> Iterator[tuple[_Sweep, list[tuple[int, bytes] | None]]]:
         cameras = {camera.topic: camera for camera in self._rig.cameras}
         pairing: NearestPairing[_Sweep, BagMessage] = NearestPairing(
-            [camera.name for camera in self._rig.cameras], PairingConfig()
+            [camera.name for camera in self._rig.cameras], self._sync
         )
 
         def packed(pairs: Any) -> Iterator[tuple[_Sweep, list[tuple[int, bytes] | None]]]:
             for pair in pairs:
                 yield pair.cloud, [_packed(pair.images.get(camera.name)) for camera in self._rig.cameras]
 
-        for recorded in self._bag.messages({self._topic, *cameras}):
-            if recorded.topic == self._topic:
-                content = cloud_content(recorded.message())
-                frame = read_cloud(content)
-                start_ns = self._rig.lidar.start_ns(frame.stamp_ns, frame.duration_s())
-                frame = replace(frame, stamp_ns=start_ns)
-                middle_ns = start_ns + round(frame.duration_s() / 2 * 1e9)
-                yield from packed(pairing.add_cloud(middle_ns, _Sweep(content=content, frame=frame)))
+        # A live teacher's clouds were recorded when it was done with them, which may be long after the images.
+        apart = [{self._topic}, {*cameras}] if self._said.get("is_live") else [{self._topic, *cameras}]
+        streams = [self._measured(topics, cameras) for topics in apart]
+        for _, time_ns, camera, measured in heapq.merge(*streams, key=itemgetter(0, 1)):
+            if camera is None:
+                yield from packed(pairing.add_cloud(time_ns, measured))
             else:
-                camera = cameras[recorded.topic]
-                stamp = recorded.message().header.stamp
-                time_ns = stamp.sec * 10**9 + stamp.nanosec + round(camera.stamp_offset_s * 1e9)
-                yield from packed(pairing.add_image(camera.name, time_ns, recorded))
+                yield from packed(pairing.add_image(camera, time_ns, measured))
         yield from packed(pairing.flush())
 
+    def _measured(
+        self, topics: Collection[str], cameras: Mapping[str, RecordedCamera]
+    ) -> Iterator[tuple[int, int, str | None, Any]]:
+        """Yield in order of log times: lap, middle of the measurement, camera or None, sweep or message of the image.
 
-def _labels_of(bag: Bag, path: Path, labels: str) -> tuple[ClassTable | None, dict[str, str]]:
-    """Read which classes a bag has and who gave them; UserError if it has not the labels that are wanted."""
-    if labels == "none":
-        return None, {"labels": "none"}
-    if labels == "pseudo":
-        table = taught_classes(bag, str(path))
-        teacher = teacher_settings(bag).get("teacher", {})
-        return table, {"labels": "pseudo", **{f"teacher {key}": str(value) for key, value in teacher.items()}}
-    if LABEL_TOPIC not in bag.topics or CLASS_MAP_TOPIC not in bag.topics:
-        raise UserError(
-            f"{path} holds no exact labels ({LABEL_TOPIC}); take 'labels: pseudo' after `lidar-semseg label`, or a "
-            "recording of `lidar-semseg simulate`"
-        )
-    said = json.loads(next(bag.messages([CLASS_MAP_TOPIC])).message().data)
-    return ClassTable.from_mapping(said, source=f"{path} {CLASS_MAP_TOPIC}"), {"labels": "exact"}
+        A lap ends with a jump back in time, as when a bag is played again and again.
+        """
+        newest_ns: dict[str, int] = {}
+        laps: Counter[str] = Counter()
+        measured: _Sweep | BagMessage
+        for recorded in self._bag.messages(topics):
+            topic = recorded.topic
+            if topic == self._topic:
+                content = cloud_content(recorded.message())
+                frame = read_cloud(content, self._fields)
+                start_ns = self._rig.lidar.start_ns(frame.stamp_ns, frame.duration_s())
+                time_ns = start_ns + round(frame.duration_s() / 2 * 1e9)
+                camera, measured = None, _Sweep(content=content, frame=replace(frame, stamp_ns=start_ns))
+            else:
+                stamp = recorded.message().header.stamp
+                time_ns = stamp.sec * 10**9 + stamp.nanosec + round(cameras[topic].stamp_offset_s * 1e9)
+                camera, measured = cameras[topic].name, recorded
+            if time_ns < newest_ns.get(topic, time_ns) - JUMP_S * 1e9:
+                laps[topic] += 1
+                del newest_ns[topic]
+            newest_ns[topic] = max(time_ns, newest_ns.get(topic, time_ns))
+            yield laps[topic], time_ns, camera, measured
+
+
+def _taught_topic(bag: Bag, path: Path, source: SourceConfig) -> str:
+    # A topic of clouds without labels says nothing of which teacher is meant.
+    named = source.topic if source.topic.endswith(PSEUDO_LABEL_ENDING) else None
+    return chosen_pseudo_label_topic(bag, named, str(path))
+
+
+def _plain_topic(bag: Bag, path: Path, source: SourceConfig) -> str:
+    return chosen_cloud_topic(bag, source.topic or None, str(path))
+
+
+def _group(config_class: type[C], settings: Mapping[str, Any], group: str) -> C:
+    """Build one group of a teacher's settings; what it does not tell, or tells beyond that, is left at the default."""
+    known = {f"{group}.{entry.name}": entry.name for entry in settings_of(config_class)}
+    return from_mapping(config_class, {known[name]: value for name, value in settings.items() if name in known})
 
 
 def _packed(image: tuple[int, BagMessage] | None) -> tuple[int, bytes] | None:

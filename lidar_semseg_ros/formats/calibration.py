@@ -125,6 +125,16 @@ class Calibration:
     lidars: Mapping[str, LidarCalibration]
     cameras: Mapping[str, CameraCalibration]
 
+    def lidar_on(self, topic: str) -> str:
+        """Name the lidar whose clouds are on a topic, or the only one; UserError if none fits."""
+        by_topic = {lidar.topic: name for name, lidar in self.lidars.items() if lidar.topic is not None}
+        name = by_topic.get(topic, next(iter(self.lidars)) if len(self.lidars) == 1 else None)
+        if name is None:
+            raise UserError(
+                f"the calibration names the lidar topics {', '.join(by_topic)}, but the clouds are on {topic}"
+            )
+        return name
+
 
 def calibration_file(name_or_path: str) -> Path:
     """Find a calibration: one that comes with the package by its name, any other by the path of its .yaml file."""

@@ -9,12 +9,14 @@ from typing import Any
 
 import numpy as np
 
-from lidar_semseg_ros.core.camera import Camera
+from lidar_semseg_ros.core.camera import Camera, camera_of_model
 from lidar_semseg_ros.core.classes import ClassTable
 from lidar_semseg_ros.core.errors import UserError
 from lidar_semseg_ros.core.frame import LidarFrame
 from lidar_semseg_ros.formats.bags import Bag, cloud_topics
+from lidar_semseg_ros.formats.calibration import LidarCalibration
 from lidar_semseg_ros.formats.pointcloud2 import cloud_content, column, read_cloud
+from lidar_semseg_ros.formats.rig import RecordedCamera, Rig
 
 LIDAR_TOPIC = "/lidar/points"
 LABEL_TOPIC = "/ground_truth/labels"
@@ -27,6 +29,8 @@ PSEUDO_LABEL_TOPIC = "/teacher/output/pointcloud/pseudo_labels"
 TEACHER_CLASS_MAP_TOPIC = "/teacher/output/class_map"
 TEACHER_SETTINGS_TOPIC = "/teacher/output/settings"
 """JSON: every setting of the teacher, its model and that one's hash, the calibration. Named as the live node's."""
+PSEUDO_LABEL_ENDING = "/output/pointcloud/pseudo_labels"
+"""So ends the topic of any teacher, whatever its name and namespace; its class map and settings lie beside it."""
 
 
 def camera_topics(camera: str) -> tuple[str, str]:
@@ -82,16 +86,64 @@ def camera_to_json(camera: Camera, camera_from_lidar: np.ndarray) -> dict[str, A
     }
 
 
+def camera_from_json(values: Mapping[str, Any]) -> tuple[Camera, np.ndarray]:
+    """Read `camera_to_json` back."""
+    camera = camera_of_model(
+        values["model"],
+        width=values["width"],
+        height=values["height"],
+        matrix=np.reshape(values["K"], (3, 3)),
+        distortion=np.array(values["distortion"]),
+    )
+    return camera, np.reshape(values["camera_from_lidar"], (4, 4))
+
+
 def settings_text(
     settings: Mapping[str, Any],
     teacher: Mapping[str, str],
     never_labelled: Sequence[str],
-    cameras: Mapping[str, tuple[Camera, np.ndarray]],
+    *,
+    cloud_topic: str,
+    rig: Rig,
+    poses_topic: str | None = None,
+    is_live: bool = False,
 ) -> str:
-    """Write as JSON what makes pseudo-labels: settings, the model, each camera with its camera_from_lidar (4, 4)."""
-    calibration = {name: camera_to_json(*camera) for name, camera in cameras.items()}
+    """Write as JSON what makes pseudo-labels: settings, the model, and the sensors with what their stamps mean.
+
+    cloud_topic: of the clouds that the teacher heard. poses_topic: the `topic` of `recorded_poses`, or NO_POSES.
+    is_live: pseudo-labels are recorded when they are made, not when their clouds came. `taught_rig` reads the sensors
+    back.
+    """
+    lidar = {"topic": cloud_topic, "stamp": rig.lidar.stamp, "stamp_offset_s": rig.lidar.stamp_offset_s}
+    cameras = {
+        one.name: {
+            "topic": one.topic,
+            "stamp_offset_s": one.stamp_offset_s,
+            **camera_to_json(one.camera, one.camera_from_lidar),
+        }
+        for one in rig.cameras
+    }
     made_by = {"settings": dict(settings), "teacher": dict(teacher), "never_labelled": list(never_labelled)}
-    return json.dumps(made_by | {"cameras": calibration})
+    return json.dumps(made_by | {"lidar": lidar, "cameras": cameras, "poses_topic": poses_topic, "is_live": is_live})
+
+
+def taught_rig(said: Mapping[str, Any]) -> Rig | None:
+    """Read the sensors that a teacher had from its settings; None where they do not tell what the stamps mean."""
+    if "lidar" not in said:
+        return None
+    cameras = []
+    for name, values in said["cameras"].items():
+        camera, camera_from_lidar = camera_from_json(values)
+        cameras.append(
+            RecordedCamera(
+                name=name,
+                topic=values["topic"],
+                camera=camera,
+                camera_from_lidar=camera_from_lidar,
+                stamp_offset_s=values["stamp_offset_s"],
+            )
+        )
+    return Rig(lidar=LidarCalibration(**said["lidar"]), cameras=tuple(cameras))
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -108,9 +160,38 @@ class PseudoLabelledSweep:
     views: np.ndarray
 
 
-def pseudo_labelled_sweeps(bag: Bag) -> Iterator[PseudoLabelledSweep]:
-    """Yield every sweep of a teacher's recording."""
-    for recorded in bag.messages([PSEUDO_LABEL_TOPIC]):
+def pseudo_label_topics(bag: Bag) -> list[str]:
+    """List the clouds with pseudo-labels of a recording, one topic for each teacher."""
+    return [topic for topic in cloud_topics(bag) if topic.endswith(PSEUDO_LABEL_ENDING)]
+
+
+def chosen_pseudo_label_topic(bag: Bag, wanted: str | None, source: str) -> str:
+    """Pick the clouds with pseudo-labels to read; UserError unless there are exactly one or the wanted ones exist."""
+    topics = pseudo_label_topics(bag)
+    if not topics:
+        raise UserError(
+            f"{source} holds no pseudo-labels (…{PSEUDO_LABEL_ENDING}); make them with `lidar-semseg label`"
+        )
+    if wanted is not None:
+        if wanted not in topics:
+            raise UserError(f"{source} holds no pseudo-labels on {wanted}; it has them on {', '.join(topics)}")
+        return wanted
+    if len(topics) != 1:
+        raise UserError(
+            f"{source} holds the pseudo-labels of {len(topics)} teachers ({', '.join(topics)}); choose one with "
+            "--topic, or 'topic' in a training configuration"
+        )
+    return topics[0]
+
+
+def _beside(topic: str, name: str) -> str:
+    """Name another output of the teacher whose pseudo-labels are on a topic."""
+    return f"{topic.removesuffix(PSEUDO_LABEL_ENDING)}/output/{name}"
+
+
+def pseudo_labelled_sweeps(bag: Bag, topic: str) -> Iterator[PseudoLabelledSweep]:
+    """Yield every sweep of a teacher's recording; topic: of its pseudo-labels."""
+    for recorded in bag.messages([topic]):
         content = cloud_content(recorded.message())
         yield PseudoLabelledSweep(
             frame=read_cloud(content),
@@ -120,17 +201,23 @@ def pseudo_labelled_sweeps(bag: Bag) -> Iterator[PseudoLabelledSweep]:
         )
 
 
-def taught_classes(bag: Bag, source: str) -> ClassTable:
-    """Read which classes a teacher's recording has; UserError if it is none."""
-    if PSEUDO_LABEL_TOPIC not in bag.topics or TEACHER_CLASS_MAP_TOPIC not in bag.topics:
-        raise UserError(f"{source} holds no pseudo-labels ({PSEUDO_LABEL_TOPIC}); make them with `lidar-semseg label`")
-    recorded = next(bag.messages([TEACHER_CLASS_MAP_TOPIC]))
-    return ClassTable.from_mapping(json.loads(recorded.message().data), source=f"{source} {TEACHER_CLASS_MAP_TOPIC}")
+def taught_classes(bag: Bag, topic: str, source: str) -> ClassTable:
+    """Read which classes the pseudo-labels on a topic have; UserError if nothing says it."""
+    class_map = _beside(topic, "class_map")
+    recorded = next(bag.messages([class_map]), None) if class_map in bag.topics else None
+    if recorded is None:
+        raise UserError(f"{source} holds pseudo-labels on {topic}, but no {class_map} that names them; record it too")
+    return ClassTable.from_mapping(json.loads(recorded.message().data), source=f"{source} {class_map}")
 
 
-def teacher_settings(bag: Bag) -> dict[str, Any]:
-    """Read what made the pseudo-labels of a recording; empty where it does not tell."""
-    if TEACHER_SETTINGS_TOPIC not in bag.topics:
-        return {}
-    settings: dict[str, Any] = json.loads(next(bag.messages([TEACHER_SETTINGS_TOPIC])).message().data)
-    return settings
+def teacher_settings(bag: Bag, topic: str) -> dict[str, Any]:
+    """Read what made the pseudo-labels on a topic; empty where the recording does not tell.
+
+    A live teacher says it anew with each camera that it comes to know; the last word holds, of all cameras.
+    """
+    said: dict[str, Any] = {}
+    if _beside(topic, "settings") in bag.topics:
+        for recorded in bag.messages([_beside(topic, "settings")]):
+            newer = json.loads(recorded.message().data)
+            said = {**newer, "cameras": {**said.get("cameras", {}), **newer.get("cameras", {})}}
+    return said

@@ -28,6 +28,10 @@ class RecordedPoses:
     base_frame: str
 
 
+NO_POSES = "none"
+"""Instead of a topic: the robot is taken to stand still, whatever the recording says."""
+
+
 def fixed_transforms(bag: Bag) -> TransformTree:
     """Read all of /tf_static."""
     tree = TransformTree()

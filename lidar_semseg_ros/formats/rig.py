@@ -70,12 +70,7 @@ def recorded_rig(
 
 
 def _rig_of_file(bag: Bag, cloud_topic: str, lidar_frame: str, tree: TransformTree, calibration: Calibration) -> Rig:
-    by_topic = {lidar.topic: name for name, lidar in calibration.lidars.items() if lidar.topic is not None}
-    name = by_topic.get(cloud_topic, next(iter(calibration.lidars)) if len(calibration.lidars) == 1 else None)
-    if name is None:
-        raise UserError(
-            f"the calibration names the lidar topics {', '.join(by_topic)}, but the clouds are on {cloud_topic}"
-        )
+    name = calibration.lidar_on(cloud_topic)
     cameras = []
     for camera_name, entry in calibration.cameras.items():
         if entry.lidar == name and entry.topic in bag.topics:

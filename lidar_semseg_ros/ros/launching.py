@@ -36,6 +36,7 @@ CHOICES = {
     "rviz": YES_OR_NO,
     "foxglove": YES_OR_NO,
     "teacher": YES_OR_NO,
+    "record_images": YES_OR_NO,
     "use_sim_time": YES_OR_NO,
     "log_level": ["debug", "info", "warn", "error", "fatal"],
 }
@@ -94,8 +95,7 @@ class Given:
         if not self["bag"]:
             return []
         timing = {name: yaml.safe_load(value) for name, value in self.parameters("rate", "loop").items()}
-        ready = {"wait_for_subscribers": subscribers + bool(self["record"])}
-        return [self.node("player", [{"bag": self["bag"], **timing, **ready}])]
+        return [self.node("player", [{"bag": self["bag"], **timing, "wait_for_subscribers": subscribers}])]
 
     def recorder(self, topics: list[str], outputs: Mapping[str, list[str]]) -> list[Node]:
         """Record, if a file is given, topics and outputs of nodes: {node: [names below ~/output]}."""

@@ -231,6 +231,7 @@ class TeacherNode(Node):
                 self._never_labelled,
                 cloud_topic=self.resolve_topic_name("~/input/pointcloud"),
                 rig=self._rig.as_recorded(self._image_topics),
+                is_live=True,
             )
             self._settings.publish(String(data=text))
 

@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 
 pytest.importorskip("torch", reason="PyTorch is not installed")
+from taught import RIG
 
 from lidar_semseg_ros.cli.main import main
 from lidar_semseg_ros.core.frame import UNLABELLED, LidarFrame
@@ -51,7 +52,8 @@ def recording(tmp_path_factory: pytest.TempPathFactory) -> Path:
     path = tmp_path_factory.mktemp("evaluate") / "both.mcap"
     with BagWriter(path) as writer:
         writer.write_json(TEACHER_CLASS_MAP_TOPIC, json.dumps(segmenter.classes.to_mapping()), 1)
-        writer.write_json(TEACHER_SETTINGS_TOPIC, settings_text({}, {}, ["sofa"], {}), 1)
+        text = settings_text({}, {}, ["sofa"], cloud_topic="/lidar/points", rig=RIG)
+        writer.write_json(TEACHER_SETTINGS_TOPIC, text, 1)
         for seed in range(SWEEPS):
             frame = room(seed)
             answer = segmenter.segment(frame).labels.class_id

@@ -79,7 +79,7 @@ def test_every_cloud_is_there_with_all_its_bytes_and_a_label_or_none_for_each_po
     with open_bag(bag) as source, open_bag(labelled) as made:
         originals = [cloud_content(one.message()) for one in source.messages(["/lidar/points"])]
         clouds = [cloud_content(one.message()) for one in made.messages([PSEUDO_LABEL_TOPIC])]
-        sweeps = list(pseudo_labelled_sweeps(made))
+        sweeps = list(pseudo_labelled_sweeps(made, PSEUDO_LABEL_TOPIC))
     assert len(clouds) == FRAMES
     for original, cloud, sweep in zip(originals, clouds, sweeps):
         assert (cloud.stamp_ns, cloud.frame_id) == (original.stamp_ns, original.frame_id)
@@ -92,8 +92,8 @@ def test_every_cloud_is_there_with_all_its_bytes_and_a_label_or_none_for_each_po
 
 def test_a_recording_stands_for_itself(bag: Path, labelled: Path, teacher: Path) -> None:
     with open_bag(labelled) as made, open_bag(bag) as source:
-        settings = teacher_settings(made)
-        assert taught_classes(made, "").names == class_table("indoor17").names
+        settings = teacher_settings(made, PSEUDO_LABEL_TOPIC)
+        assert taught_classes(made, PSEUDO_LABEL_TOPIC, "").names == class_table("indoor17").names
         for topic in ("/tf_static", "/odom", "/camera_0/camera_info", LABEL_TOPIC, CLASS_MAP_TOPIC):
             assert made.message_count(topic) == source.message_count(topic), topic
         assert made.message_count("/camera_0/image_raw/compressed") == 0
@@ -243,7 +243,7 @@ def test_inspect_tells_coverage_confidence_and_how_right_the_teacher_is(
     main(["inspect", str(labelled), "--picture", str(tmp_path / "a.png")])
     said = capsys.readouterr().out
     with open_bag(labelled) as made:
-        sweeps = list(pseudo_labelled_sweeps(made))
+        sweeps = list(pseudo_labelled_sweeps(made, PSEUDO_LABEL_TOPIC))
     shares = [(one.class_id != UNLABELLED)[one.frame.has_return()].mean() for one in sweeps]
     assert f"{FRAMES} clouds, {np.mean(shares):.1%} of their points labelled" in said
     assert "against the exact labels: mIoU" in said and "confidence" in said
@@ -256,7 +256,8 @@ def test_poses_that_are_not_wanted_are_ignored_and_no_past_sweeps_vote(
     main(arguments(bag, teacher, tmp_path / "a.mcap", "--poses", "none"))
     assert "poses: none" in capsys.readouterr().out
     with open_bag(tmp_path / "a.mcap") as still, open_bag(labelled) as moving:
-        votes = [[int(sweep.views.max()) for sweep in pseudo_labelled_sweeps(made)] for made in (still, moving)]
+        sweeps = [list(pseudo_labelled_sweeps(made, PSEUDO_LABEL_TOPIC)) for made in (still, moving)]
+    votes = [[int(sweep.views.max()) for sweep in of_one] for of_one in sweeps]
     # Two cameras that overlap nowhere; of the drive, up to 10 past sweeps count.
     assert max(votes[0]) <= 2 < max(votes[1])
 

@@ -8,6 +8,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from taught import RIG, STOREYS, write_taught
 
 from lidar_semseg_ros.core.classes import ClassTable
 from lidar_semseg_ros.core.errors import UserError
@@ -68,7 +69,8 @@ def recording(
             class_id = np.uint8(pseudo)
             probability = np.where(class_id == UNLABELLED, 0, 0.75).astype(np.float32)
             writer.write_json(TEACHER_CLASS_MAP_TOPIC, json.dumps(taught.to_mapping()), 7)
-            writer.write_json(TEACHER_SETTINGS_TOPIC, settings_text({}, {}, never, {}), 7)
+            text = settings_text({}, {}, never, cloud_topic=LIDAR_TOPIC, rig=RIG)
+            writer.write_json(TEACHER_SETTINGS_TOPIC, text, 7)
             views = (class_id != UNLABELLED).astype(np.uint8)
             writer.write_cloud(PSEUDO_LABEL_TOPIC, pseudo_labelled_cloud(content, class_id, probability, views))
     return path
@@ -117,6 +119,13 @@ def test_pseudo_labels_alone_are_enough(tmp_path: Path) -> None:
     counted = scores(sweep, answer([0, 1, 1, 3, 2]), len(MODEL))
     assert list(counted) == [PSEUDO] and figures(counted[PSEUDO], MODEL, None)["miou"] == 1.0
     assert sweep.exact is None and sweep.truth().tolist() == [0, 1, 1, 255, 2]
+
+
+def test_a_teacher_in_a_namespace_is_judged_like_any_other(tmp_path: Path) -> None:
+    written = write_taught(tmp_path / "a.mcap", sweeps=2, namespace="/robot1")
+    found, sweeps = judged(tmp_path / "a.mcap", STOREYS)
+    assert found.topic == "/robot1/teacher/output/pointcloud/pseudo_labels" and found.sweeps == 2
+    assert np.array_equal(sweeps[1].pseudo, written[1][1]) and found.taught == {0, 1}
 
 
 def test_classes_are_matched_by_name_and_those_the_model_lacks_do_not_count(tmp_path: Path) -> None:
