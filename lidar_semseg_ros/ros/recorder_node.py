@@ -83,7 +83,7 @@ class RecorderNode(Node):
     def __init__(self) -> None:
         super().__init__("recorder")
         self._config = config = declared(self, RecorderConfig)
-        self._wanted = [name.strip() for name in config.topics.split(",") if name.strip()]
+        self._wanted = [self._resolved(name.strip()) for name in config.topics.split(",") if name.strip()]
         if not config.file or not self._wanted:
             raise UserError("nothing to record; set the parameters 'file' and 'topics'")
         self._file = Path(config.file).expanduser()
@@ -101,6 +101,14 @@ class RecorderNode(Node):
         self.create_service(Trigger, "~/stop", self._stop)
         self.create_service(Trigger, "~/snapshot", self._snapshot)
         self.create_service(SetBool, "~/pause", self._pause)
+
+    def _resolved(self, topic: str) -> str:
+        """Give the full name of a topic, under which it is recorded; UserError if it cannot be one."""
+        try:
+            full: str = self.resolve_topic_name(topic)
+        except RuntimeError as error:
+            raise UserError(f"setting 'topics' names '{topic}', which is no topic: {error}") from None
+        return full
 
     def _discover(self) -> None:
         for topic in list(self._wanted):

@@ -27,6 +27,7 @@ from std_msgs.msg import String
 from std_srvs.srv import SetBool, Trigger
 
 from lidar_semseg_ros.cli.live import live_environment
+from lidar_semseg_ros.core.errors import UserError
 from lidar_semseg_ros.formats.bags import open_bag
 from lidar_semseg_ros.formats.pointcloud2 import cloud_content
 from lidar_semseg_ros.ros.messages import time_message
@@ -398,3 +399,20 @@ def test_readers_of_others_decode_all_that_the_recorder_wrote(tmp_path: Path, en
     assert bytes(found[CLOUDS][1].data) == bytes(sent.data) and found[CLOUDS][1].header.stamp.nanosec == 2
     assert [field.name for field in found[CLOUDS][1].fields] == [field.name for field in sent.fields]
     assert found[POSES][0].pose.pose.position.x == 1.5 and found[LATCHED][0].data == "{}"
+
+
+def test_topics_are_recorded_under_their_full_names_and_what_is_none_is_refused(tmp_path: Path) -> None:
+    inside = ["--ros-args", "-r", "__ns:=/robot1", "-r", "raw:=cooked", "-p", f"file:={tmp_path / 'r.mcap'}"]
+    rclpy.init(args=[*inside, "-p", "topics:=left/image, raw,/tf_static"])
+    try:
+        recorder = RecorderNode()
+        assert recorder._wanted == ["/robot1/left/image", "/robot1/cooked", "/tf_static"]
+        recorder.destroy_node()
+    finally:
+        rclpy.shutdown()
+    rclpy.init(args=[*inside, "-p", "topics:=/left image"])
+    try:
+        with pytest.raises(UserError, match="'topics' names '/left image', which is no topic"):
+            RecorderNode()
+    finally:
+        rclpy.shutdown()
