@@ -23,7 +23,7 @@ from lidar_semseg_ros.cli.training import (
 from lidar_semseg_ros.core.errors import UserError
 from lidar_semseg_ros.distill.mixture import Mixture, mixed, require_classes, require_separate_splits
 from lidar_semseg_ros.distill.plan import Plan, read_plan
-from lidar_semseg_ros.distill.recordings import Recording, SourceConfig
+from lidar_semseg_ros.distill.recordings import Recording, SourceConfig, require_other_sweeps
 from lidar_semseg_ros.distill.sources import open_recording
 from lidar_semseg_ros.formats.config_files import package_share
 from lidar_semseg_ros.network.model_file import ModelDescription
@@ -64,8 +64,11 @@ def _run(plan: Plan, output: Path, world: World, command: str) -> None:
     config = plan.config
     recordings = _recordings(plan, "train", world)
     kept_apart = _recordings(plan, "validation", world) if config.validate else []
-    if plan.classes is not None:
-        require_classes([*recordings, *kept_apart], plan.classes)
+    require_other_sweeps(recordings, kept_apart)
+    # Superpixels may be classes where the student learns none.
+    classes = plan.classes or next((recording.classes for recording in recordings if recording.classes), None)
+    if classes is not None and (plan.classes or config.objectives.needs_labels):
+        require_classes([*recordings, *kept_apart], classes)
     sources = plan.splits["train"]
     mixture = mixed(recordings, [source.weight for source in sources], config.share, config.seed)
     require_what_is_taught(mixture, config)
@@ -85,7 +88,7 @@ def _run(plan: Plan, output: Path, world: World, command: str) -> None:
         write_model(best, network, about, steps=str(steps), validation=said)
 
     learn(
-        Student(begin.network, config.objectives, teacher.features if teacher else 0, config.precision),
+        Student(begin.network, config.objectives, teacher.features if teacher else 0, config.precision, config.seed),
         TaughtBatches(mixture, begin.inputs, config, **stores, rank=world.rank),
         config,
         world,

@@ -21,6 +21,8 @@ from tqdm import tqdm
 from lidar_semseg_ros.cli.settings import add_settings, config_from
 from lidar_semseg_ros.core.errors import UserError
 from lidar_semseg_ros.core.options import to_mapping
+from lidar_semseg_ros.distill.evaluate import EXACT as JUDGED_EXACTLY
+from lidar_semseg_ros.distill.evaluate import TEACHER
 from lidar_semseg_ros.distill.study import (
     EXACT,
     FINE,
@@ -300,13 +302,17 @@ def _table(comparison: Comparison, miou_of: MiouOf) -> Table:
 def _loop_table(comparison: Comparison, runs: _Runs) -> Table:
     """Set the student beside its teacher, at the points that the teacher labels, and beside the supervised one."""
     (taught,), *_, (exact,) = comparison.rows.values()
-    against = [found["against"]["teacher"] for found in runs.found(*taught)]
-    student, supervised = runs.miou(*taught), runs.miou(*exact)
+    against = [found["against"][TEACHER] for found in runs.found(*taught)]
+    # A class that the teacher never names is no fault of its student.
+    student, supervised = (
+        np.array([found["against"][JUDGED_EXACTLY]["miou_taught"] for found in runs.found(*cell)], float)
+        for cell in (taught, exact)
+    )
     rows = [
         ["teacher, points that it labels", _mean(np.array([one["miou_given"] for one in against]))],
         ["its coverage", _mean(np.array([one["coverage"] for one in against]))],
-        ["student from its labels, all points", _mean(student)],
-        ["student's share of the supervised one's", _mean(student / supervised)],
+        ["student from its labels, all points", _mean(runs.miou(*taught))],
+        ["student's share of the supervised one's, classes that the teacher can name", _mean(student / supervised)],
     ]
     return Table(title="The whole loop", header=["", "mIoU"], rows=rows)
 

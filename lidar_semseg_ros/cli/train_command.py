@@ -52,7 +52,7 @@ def run(args: argparse.Namespace) -> None:
     )
     with joined_world() as world:
         learn(
-            Student(begin.network, config.objectives, 0, config.precision),
+            Student(begin.network, config.objectives, 0, config.precision, config.seed),
             TaughtBatches(SimulatedSweeps(BuildingViews, classes, config.seed), begin.inputs, config, rank=world.rank),
             config,
             world,

@@ -12,6 +12,7 @@ the averaged weights, with batch norms measured anew
 from __future__ import annotations
 
 import copy
+import logging
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from typing import Any
@@ -34,6 +35,8 @@ from lidar_semseg_ros.distill.samples import Store, TaughtBatch, TaughtBatches, 
 from lidar_semseg_ros.distill.schedule import warmup_cosine
 from lidar_semseg_ros.network.waffleiron import WaffleIron
 from lidar_semseg_ros.teacher.vision import Teacher
+
+logger = logging.getLogger(__name__)
 
 FIRST_COLUMNS = ("loss", "learning_rate", "gradient")
 """Of the table of losses; the objectives follow, and where there is validation, its mean IoU."""
@@ -176,7 +179,8 @@ class _Run:
             torch.stack([loss, norm, *(found[name] for name in self._weights)]).detach().double()
         ).tolist()
         if not np.isfinite(shown).all():
-            self._stop(step, taught, loss)
+            # The gradient is a mean over all processes: where it alone is no number, any of them may have made it so.
+            self._stop(step, taught, lesson, is_mine=not bool(loss.isfinite()) or bool(np.isfinite(shown[0])))
         self._optimiser.step()
         self._averaged.update_parameters(self._student.network)
         row = [shown[0], rate, *shown[1:]]
@@ -208,9 +212,15 @@ class _Run:
         self._files.show(step, [VALIDATION_COLUMN], [miou])
         return {VALIDATION_COLUMN: miou}
 
-    def _stop(self, step: int, taught: TaughtBatch, loss: Tensor) -> None:
-        is_here = self._world.size == 1 or not bool(loss.isfinite())
-        saved = f"; the batch is saved as {self._files.save_offending(step, taught)}" if is_here else ""
+    def _stop(self, step: int, taught: TaughtBatch, lesson: Lesson, *, is_mine: bool) -> None:
+        saved = ""
+        if is_mine:
+            said = self._files.save_offending(
+                step, self._world.rank, taught.names, taught.batch, lesson, self._student.state_dict()
+            )
+            saved = f"; {said}"
+        # Whoever ends first has the others ended, perhaps while they write.
+        self._world.wait()
         raise UserError(
             f"the loss or its gradient is no number any more at step {step}, for sweeps {', '.join(taught.names)}"
             f"{saved}. Look at these sweeps, or take a smaller learning_rate or clip; the last checkpoint stays"
@@ -241,9 +251,17 @@ class _Run:
         return int(state["steps"])
 
     def finished(self, batches: TaughtBatches) -> WaffleIron:
-        """Give the averaged weights of all steps, on the CPU."""
+        """Give the averaged weights of all steps, on the CPU; warn of objectives that nothing was learned by."""
         if self._world.rank == 0:
             self._files.write_losses(self._names, self._rows)
+            for name, losses in zip(self._names, zip(*self._rows)):
+                if name in self._weights and not any(losses):
+                    logger.warning(
+                        "objectives.%s was 0 in all %d steps, so nothing was learned by it: no batch had what it needs "
+                        "(points that an image shows, segments, labels)",
+                        name,
+                        len(losses),
+                    )
         return self._averaged_network(self._config.steps, batches).cpu()
 
     def _averaged_network(self, steps: int, batches: TaughtBatches) -> WaffleIron:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Mapping
 from pathlib import Path
 
@@ -13,7 +12,14 @@ from lidar_semseg_ros.core.classes import ClassMap, ClassTable
 from lidar_semseg_ros.core.errors import UserError
 from lidar_semseg_ros.core.frame import UNLABELLED
 from lidar_semseg_ros.core.geometry import invert_rigid
-from lidar_semseg_ros.distill.recordings import LabelledSweep, SourceConfig, StoredImage, scaled, without_confidence
+from lidar_semseg_ros.distill.recordings import (
+    LabelledSweep,
+    SourceConfig,
+    StoredImage,
+    key_of_folder,
+    scaled,
+    without_confidence,
+)
 from lidar_semseg_ros.formats.config_files import class_table, config_file, read_yaml
 from lidar_semseg_ros.formats.loose_scans import read_scan, scan_files
 from lidar_semseg_ros.teacher.lifting import Trajectory
@@ -37,15 +43,17 @@ def sequences(path: Path) -> dict[str, int]:
 class KittiFolder:
     """A sequence of SemanticKITTI: velodyne/*.bin with labels/*.label (or training ids as *.npy), read as it lies.
 
-    Images are those of image_2 with the P2 and Tr of calib.txt; poses those of poses.txt.
+    Images are those of image_2 with the P2 and Tr of calib.txt; poses those of poses.txt. Scans are numbered, so one
+    every 0.1 s is assumed.
     """
+
+    stamps_ns: np.ndarray | None = None
 
     def __init__(self, source: SourceConfig, cache: Path, *, images: bool) -> None:
         """Look at the folder; UserError if it lacks what is wanted. The cache is not needed."""
         folder = Path(source.path).expanduser()
         self.name = folder.name
         self._scans, self._scale = scan_files(folder / "velodyne"), source.intensity_scale
-        self.key = f"{folder.name}-{hashlib.sha256(str(folder.resolve()).encode()).hexdigest()[:16]}"
         self._labels = {file.stem: file for file in sorted((folder / "labels").glob("*")) if file.suffix in READERS}
         self.origin: Mapping[str, str] = {"labels": source.labels}
         self.classes: ClassTable | None = None
@@ -63,6 +71,8 @@ class KittiFolder:
             raise UserError(f"{folder} has no images in image_2; features cannot be learned from it, leave it out")
         self.base_from_lidar = np.eye(4)
         self.trajectory = _poses(folder)
+        read = [*self._scans, *self._labels.values(), *self._images.values()]
+        self.key = key_of_folder(folder, [*read, folder / "calib.txt", folder / "poses.txt"])
 
     def __len__(self) -> int:
         return len(self._scans)

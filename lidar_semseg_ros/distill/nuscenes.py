@@ -82,6 +82,8 @@ class NuScenesScene:
             self._remap = _class_ids(version)
         self.base_from_lidar = np.reshape(said["base_from_lidar"], (4, 4))
         self._cameras = said["cameras"]
+        stamps_us = np.array([frame["stamp_us"] for frame in self._frames], np.int64)
+        self.stamps_ns: np.ndarray | None = stamps_us * 1000
         self.trajectory: Trajectory | None = Trajectory(
             stamps_ns=np.array([stamp for stamp, _ in said["poses"]], np.int64) * 1000,
             map_from_base=np.reshape([pose for _, pose in said["poses"]], (-1, 4, 4)),

@@ -108,12 +108,16 @@ class Student(nn.Module):
     Where no labels are learned, the head of the network is the projection into the teacher's space.
     """
 
-    def __init__(self, network: WaffleIron, objectives: ObjectiveConfig, features: int, precision: str) -> None:
-        """Take a network; features: D of the teacher, 0 without one."""
+    def __init__(
+        self, network: WaffleIron, objectives: ObjectiveConfig, features: int, precision: str, seed: int
+    ) -> None:
+        """Take a network; features: D of the teacher, 0 without one. seed: of the heads' weights."""
         super().__init__()
         self.network = network
         self._autocast = precision == "bfloat16"
         width, classes = network.config.width, network.config.outputs if objectives.pseudo_labels else 0
+        # Here, for no weight was drawn before where all of the network's come from a file.
+        torch.manual_seed(seed)
         self.projection = nn.Linear(width, features or width) if objectives.projects and classes else None
         self.fusion = Fusion(width, features, objectives.fusion_width, classes) if objectives.xmodel else None
 

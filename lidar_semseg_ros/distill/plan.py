@@ -57,6 +57,11 @@ class ObjectiveConfig:
         return {name: getattr(self, name) for name in names}
 
     @property
+    def needs_labels(self) -> bool:
+        """Whether labels are learned from, or part the points into superpixels."""
+        return self.pseudo_labels > 0 or (self.seal_superpixels > 0 and self.superpixels == "classes")
+
+    @property
     def needs_features(self) -> bool:
         """Whether features of images are learned from."""
         return self.scalr > 0 or self.seal_superpixels > 0 or self.xmodel > 0

@@ -11,11 +11,12 @@ from io import BytesIO, StringIO
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
+from torch import Tensor
 
 from lidar_semseg_ros.core.errors import UserError
-from lidar_semseg_ros.distill.samples import TaughtBatch
+from lidar_semseg_ros.distill.batches import Batch
+from lidar_semseg_ros.distill.objectives import Lesson
 
 logger = logging.getLogger(__name__)
 
@@ -27,7 +28,7 @@ class RunFiles:
         """Name them; settings: all that the course of the run depends on, for a checkpoint of another is refused."""
         self.checkpoint = output.with_suffix(".checkpoint")
         self.losses = output.with_suffix(".losses.csv")
-        self._offending = output.with_suffix(".offending.npz")
+        self._output = output
         self._settings = settings
         self._board = _tensorboard(output.with_suffix(".tensorboard"))
 
@@ -75,17 +76,28 @@ class RunFiles:
             for name, value in zip(names, row):
                 self._board.add_scalar(name, value, step)
 
-    def save_offending(self, step: int, taught: TaughtBatch) -> Path:
-        """Save the batch of a step whose loss is no number, and give the file."""
-        arrays = {
-            "features": taught.batch.features,
-            "neighbours": taught.batch.neighbours,
-            "labels": taught.batch.labels,
-            "weights": taught.weights,
+    def save_offending(
+        self, step: int, rank: int, sweeps: Sequence[str], batch: Batch, lesson: Lesson, student: Mapping[str, Tensor]
+    ) -> str:
+        """Save all that the loss of a step was computed from, which is no number; say where, or why it is not saved.
+
+        student: the weights. The file is a torch.save of plain types, one for each process.
+        """
+        state = {
+            "step": step,
+            "sweeps": list(sweeps),
+            "batch": {**batch._asdict(), "planes": [plane._asdict() for plane in batch.planes]},
+            "lesson": lesson._asdict(),
+            "student": dict(student),
         }
-        named: dict[str, Any] = {name: tensor.numpy(force=True) for name, tensor in arrays.items()}
-        np.savez_compressed(self._offending, **named, step=step, sweeps=np.array(taught.names))
-        return self._offending
+        path = self._output.with_suffix(f".offending-{rank}.pt")
+        buffer = BytesIO()
+        torch.save(state, buffer)
+        try:
+            _replace(path, buffer.getvalue())
+        except OSError as error:
+            return f"the batch could not be saved as {path} ({error})"
+        return f"the batch is saved as {path}"
 
     def finish(self) -> None:
         """Remove the checkpoint of a run that is complete."""

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import logging
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
@@ -31,7 +31,7 @@ from lidar_semseg_ros.distill.augment import (
 )
 from lidar_semseg_ros.distill.batches import Batch, Sample, collate, training_sample
 from lidar_semseg_ros.distill.mixture import Mixture
-from lidar_semseg_ros.distill.plan import DistillConfig
+from lidar_semseg_ros.distill.plan import DistillConfig, ObjectiveConfig
 from lidar_semseg_ros.distill.recordings import LabelledSweep, Recording, StoredImage
 from lidar_semseg_ros.network.inputs import InputConfig
 from lidar_semseg_ros.teacher.lifting import points_in_camera, sighting
@@ -41,6 +41,12 @@ logger = logging.getLogger(__name__)
 
 MOST_DRAWS = 100
 """Sweeps without a single usable point are drawn anew so often."""
+
+NO_LABEL = {
+    "pseudo": "its teacher accepted none: label it anew, with a smaller --voting-min-confidence perhaps",
+    "exact": "look whether its labels and clouds have the same stamps or file names",
+}
+"""What to do where not one point is labelled, by who labelled."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -82,11 +88,15 @@ class Store:
         self._folder = folder
 
     def read(self, key: str) -> np.ndarray | None:
-        """Give an array, or None if it is not stored."""
+        """Give an array, or None if it is not stored or its file is damaged."""
+        path = self._folder / f"{key}.npy"
         try:
-            array: np.ndarray = np.load(self._folder / f"{key}.npy")
+            array: np.ndarray = np.load(path)
             return array
         except FileNotFoundError:
+            return None
+        except (EOFError, ValueError) as error:
+            logger.warning("%s is damaged (%s) and made anew", path, error)
             return None
 
     def write(self, key: str, array: np.ndarray) -> None:
@@ -317,12 +327,14 @@ def ids_at(ids: np.ndarray, uv_px: np.ndarray) -> np.ndarray:
 
 
 def require_what_is_taught(mixture: Mixture, config: DistillConfig) -> None:
-    """Raise UserError if a recording lacks what an objective learns from."""
+    """Raise UserError if a recording lacks what an objective learns from, or if the share has no labels at all."""
     for recording in mixture.recordings:
-        if config.objectives.pseudo_labels and recording.classes is None:
+        if config.objectives.needs_labels:
+            _require_labels(recording, config.objectives)
+        if config.objectives.needs_features and not any(sweep.images for sweep in _sweeps_of(recording)):
             raise UserError(
-                f"{recording.name} has no labels, which objectives.pseudo_labels learns from; label it with "
-                "`lidar-semseg label` and write 'labels: pseudo', or set that objective to 0"
+                f"none of the {len(recording)} sweeps of {recording.name} has an image near its time, so no feature "
+                "can be learned from it; look at the stamps of its cameras, or leave it out"
             )
         if config.objectives.needs_segments and (
             recording.trajectory is None or len(recording) <= 2 * config.objectives.later_sweeps
@@ -331,3 +343,30 @@ def require_what_is_taught(mixture: Mixture, config: DistillConfig) -> None:
                 f"{recording.name} holds no poses or too few sweeps, so segments cannot be followed; set "
                 " objectives.seal_temporal and seal_segments to 0, or leave it out"
             )
+    drawn = zip(mixture.recordings, mixture.sweeps)
+    taken = (recording.sweep(number) for recording, sweeps in drawn for number in sweeps.tolist())
+    if config.objectives.needs_labels and not _has_labels(taken):
+        raise UserError(f"none of the {len(mixture)} sweeps in a share of {config.share:g} has a label; raise 'share'")
+
+
+def _require_labels(recording: Recording, objectives: ObjectiveConfig) -> None:
+    learns = "objectives.pseudo_labels" if objectives.pseudo_labels else "objectives.superpixels: classes"
+    if recording.classes is None:
+        raise UserError(
+            f"{recording.name} has no labels, which {learns} learns from; label it with `lidar-semseg label` and write "
+            "'labels: pseudo', or set that objective to 0"
+        )
+    if not _has_labels(_sweeps_of(recording)):
+        raise UserError(
+            f"none of the {len(recording)} sweeps of {recording.name} has a label at any point, so {learns} learns "
+            f"nothing from it; {NO_LABEL[recording.origin['labels']]}, or leave it out"
+        )
+
+
+def _sweeps_of(recording: Recording) -> Iterable[LabelledSweep]:
+    return (recording.sweep(index) for index in range(len(recording)))
+
+
+def _has_labels(sweeps: Iterable[LabelledSweep]) -> bool:
+    """Tell whether some point is labelled; sweeps are read only until one is found."""
+    return any(((sweep.class_id != UNLABELLED) & (sweep.confidence > 0)).any() for sweep in sweeps)

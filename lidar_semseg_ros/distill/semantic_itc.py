@@ -7,7 +7,6 @@ images, calibrations and poses are announced, and their layout is not public yet
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Mapping
 from pathlib import Path
 
@@ -16,7 +15,13 @@ import numpy as np
 from lidar_semseg_ros.core.classes import ClassTable
 from lidar_semseg_ros.core.errors import UserError
 from lidar_semseg_ros.core.frame import UNLABELLED, LidarFrame
-from lidar_semseg_ros.distill.recordings import LabelledSweep, SourceConfig, scaled, without_confidence
+from lidar_semseg_ros.distill.recordings import (
+    LabelledSweep,
+    SourceConfig,
+    key_of_folder,
+    scaled,
+    without_confidence,
+)
 from lidar_semseg_ros.formats.config_files import class_table
 from lidar_semseg_ros.teacher.lifting import Trajectory
 
@@ -46,6 +51,7 @@ def sequences(path: Path) -> dict[str, int]:
 class SemanticItcSequence:
     """The frames of a sequence in the order of their times; one every 0.1 s."""
 
+    stamps_ns: np.ndarray | None = None
     trajectory: Trajectory | None = None
 
     def __init__(self, source: SourceConfig, cache: Path, *, images: bool) -> None:
@@ -56,9 +62,9 @@ class SemanticItcSequence:
         if source.labels == "pseudo":
             raise UserError(f"{folder} holds labels of annotators; a training configuration says 'labels: exact' of it")
         self.name = folder.name
-        self.key = f"{folder.name}-{hashlib.sha256(str(folder.resolve()).encode()).hexdigest()[:16]}"
         # Times count on: a longer number is a later one.
         self._frames = sorted(folder.glob("*.bin"), key=lambda file: (len(file.stem.partition(".")[0]), file.stem))
+        self.key = key_of_folder(folder, self._frames)
         self._scale = source.intensity_scale
         self.origin: Mapping[str, str] = {"labels": source.labels}
         self.classes: ClassTable | None = class_table(TABLE) if source.labels == "exact" else None

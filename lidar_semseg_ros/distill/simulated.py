@@ -36,6 +36,7 @@ class SimulatedBuilding:
     """A building as a recording without poses and images, whose sweeps are made when they are read."""
 
     origin: Mapping[str, str] = {"labels": "exact"}
+    stamps_ns: np.ndarray | None = None
     trajectory: Trajectory | None = None
 
     def __init__(self, name: str, place: Place, classes: ClassTable) -> None:

@@ -6,6 +6,7 @@ import csv
 import errno
 import logging
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -26,6 +27,8 @@ from lidar_semseg_ros.cli.main import main
 from lidar_semseg_ros.core.classes import ClassTable
 from lidar_semseg_ros.distill import run_files
 from lidar_semseg_ros.distill.distillation import _Run
+from lidar_semseg_ros.distill.plan import read_plan
+from lidar_semseg_ros.distill.schedule import warmup_cosine
 from lidar_semseg_ros.distill.validation import Validation
 from lidar_semseg_ros.network.model_file import read_description, read_safetensors
 from lidar_semseg_ros.network.segmenter import Segmenter, SegmenterConfig
@@ -139,8 +142,9 @@ def test_a_loss_that_becomes_no_number_leaves_the_checkpoint_before_and_the_batc
     error = capsys.readouterr().err.strip().splitlines()[-1]
     assert ended.value.code == 2 and "is no number any more at step" in error and "a.mcap[" in error
     step = int(error.partition("at step ")[2].partition(",")[0])
-    batch = np.load(tmp_path / "s.offending.npz")
-    assert batch["step"] == step > 0 and np.isfinite(batch["features"]).all() and str(batch["sweeps"][0]) in error
+    saved = torch.load(tmp_path / "s.offending-0.pt", weights_only=True)
+    assert saved["step"] == step > 0 and bool(saved["batch"]["features"].isfinite().all())
+    assert ", ".join(saved["sweeps"]) in error
     state = torch.load(tmp_path / "s.checkpoint", weights_only=True)
     assert state["steps"] == step and bool(state["losses"].isfinite().all())
     assert len(losses(model)) == step and not model.exists()
@@ -288,6 +292,11 @@ def test_what_is_wrong_is_said_in_a_line(
     features = ["--objectives-pseudo-labels", "0", "--objectives-scalr", "1"]
     apart = tmp_path / "apart.yaml"
     apart.write_text(yaml.safe_dump(yaml.safe_load(config.read_text()) | {"validation": [str(bag)]}))
+    shutil.copy(bag, tmp_path / "a_eomt.mcap")
+    twice = tmp_path / "twice.yaml"
+    twice.write_text(
+        yaml.safe_dump(yaml.safe_load(config.read_text()) | {"validation": [str(tmp_path / "a_eomt.mcap")]})
+    )
     (tmp_path / "there.safetensors").touch()
     broken = tmp_path / "broken.yaml"
     broken.write_text("clases: indoor17\n")
@@ -308,6 +317,10 @@ def test_what_is_wrong_is_said_in_a_line(
         ),
         ([str(config), *output, "--validate", "5"], "fill the list 'validation'"),
         ([str(apart), *output], "sequence 'a' is in 'train' and in 'validation'"),
+        (
+            [str(twice), *output, "--validate", "5"],
+            "a.mcap, which is learned from, and a_eomt.mcap, which is kept apart",
+        ),
     ):
         with pytest.raises(SystemExit) as ended:
             main(["distill", *arguments])
@@ -317,9 +330,36 @@ def test_what_is_wrong_is_said_in_a_line(
     assert not list(tmp_path.glob("a.*")) and not list(tmp_path.glob("cache/**/*.part"))
 
 
-def test_the_shipped_configuration_is_read_and_asks_for_recordings(
-    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+@pytest.mark.parametrize("name", ["distill", "pretrain_scalr", "pretrain_seal", "pretrain_xmodel"])
+def test_a_shipped_configuration_is_read_and_asks_for_recordings(
+    name: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     with pytest.raises(SystemExit):
-        main(["distill", str(ROOT / "config" / "distill.yaml"), "-o", str(tmp_path / "a.safetensors")])
+        main(["distill", str(ROOT / "config" / f"{name}.yaml"), "-o", str(tmp_path / "a.safetensors")])
     assert "nothing to train on" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("name", ["probe", "few_shot"])
+def test_a_shipped_configuration_of_a_later_training_asks_for_a_model_and_recordings(
+    name: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    command = ["distill", str(ROOT / "config" / f"{name}.yaml"), "-o", str(tmp_path / "a.safetensors")]
+    for begin, said in (([], "begin with a model (--start)"), (["--start", "pre.safetensors"], "nothing to train on")):
+        with pytest.raises(SystemExit):
+            main([*command, *begin])
+        assert said in capsys.readouterr().err
+
+
+def test_what_is_pre_trained_fits_the_shipped_configuration_that_it_is_the_start_of() -> None:
+    of_labels = read_plan(ROOT / "config" / "distill.yaml", {})
+    for name in ("pretrain_scalr", "pretrain_seal", "pretrain_xmodel"):
+        plan = read_plan(ROOT / "config" / f"{name}.yaml", {})
+        assert (plan.network, plan.inputs) == (of_labels.network, of_labels.inputs)
+
+
+def test_the_optimiser_of_the_scalr_configuration_is_that_of_the_paper() -> None:
+    config = read_plan(ROOT / "config" / "pretrain_scalr.yaml", {}).config
+    rates = [config.learning_rate * warmup_cosine(s, config.warmup, config.steps) for s in (3499, config.steps)]
+    assert rates == pytest.approx([2e-3, 1e-5])
+    assert (config.weight_decay, config.batch, config.lifting.min_depth_m) == (0.03, 8, 0.2)
+    assert config.steps == pytest.approx(25 * 28130 / 8, rel=1e-3)

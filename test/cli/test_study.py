@@ -4,10 +4,14 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from typing import Any
 
+import numpy as np
 import pytest
 
 from lidar_semseg_ros.cli.main import main
+from lidar_semseg_ros.cli.study_command import _loop_table
+from lidar_semseg_ros.distill.study import Comparison
 from lidar_semseg_ros.formats.config_files import package_share, read_yaml, write_yaml
 
 SMALL = [
@@ -73,6 +77,23 @@ def test_another_call_goes_on_with_what_is_missing_only(study: list[str]) -> Non
     main(study)
     after = times(folder)
     assert {name for name in after if after[name] != before[name]} == {missing.name}
+
+
+def test_the_students_share_is_over_the_classes_that_its_teacher_can_name() -> None:
+    class Runs:
+        def found(self, name: str, lidar: str) -> list[dict[str, Any]]:
+            of_teacher = {"miou_given": 0.8, "coverage": 0.5}
+            of_model = {"miou_taught": {"taught": 0.3, "exact": 0.6}[name]}
+            return [{"against": {"exact labels": of_model, "teacher": of_teacher}}] * 2
+
+        def miou(self, name: str, lidar: str) -> np.ndarray:
+            return np.array([0.2, 0.2])
+
+    rows = {"labels": (("taught", "l"),), "all": (("unfiltered", "l"),), "exact": (("exact", "l"),)}
+    table = _loop_table(Comparison(title="", columns=("mIoU",), rows=rows), Runs())
+    said = dict(table.rows)
+    assert said["student from its labels, all points"].startswith("20.0 ")
+    assert said["student's share of the supervised one's, classes that the teacher can name"].startswith("50.0 ")
 
 
 def test_a_folder_of_another_study_is_refused(study: list[str], capsys: pytest.CaptureFixture[str]) -> None:

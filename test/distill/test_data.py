@@ -10,14 +10,16 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import taught
 from taught import CAMERA, PERIOD_NS, STOREYS, two_storeys, write_taught
 
 from lidar_semseg_ros.core.classes import ClassTable
 from lidar_semseg_ros.core.errors import UserError
 from lidar_semseg_ros.core.frame import UNLABELLED
 from lidar_semseg_ros.distill.mixture import mixed, nested_subset, require_classes, require_separate_splits
-from lidar_semseg_ros.distill.recordings import SourceConfig
+from lidar_semseg_ros.distill.recordings import Recording, SourceConfig, require_other_sweeps
 from lidar_semseg_ros.distill.sources import open_recording
+from lidar_semseg_ros.formats.pointcloud2 import pseudo_labelled_cloud
 
 
 def source(path: Path, **more: object) -> SourceConfig:
@@ -170,6 +172,50 @@ def test_a_sequence_in_two_splits_is_refused() -> None:
     require_separate_splits({"train": [first], "test": [replace(second, sequence="other")]})
     with pytest.raises(UserError, match=r"x/drive\.mcap' is in"):
         require_separate_splits({"train": [first], "test": [replace(first, sequence="other")]})
+
+
+def test_a_drive_that_was_labelled_twice_is_found_under_another_name(tmp_path: Path) -> None:
+    for name, seed in (("drive_1", 0), ("drive_1_eomt", 0), ("drive_2", 1)):
+        write_taught(tmp_path / f"{name}.mcap", seed=seed, points=50)
+
+    def opened(name: str, sweeps: str = "") -> Recording:
+        return open_recording(source(tmp_path / f"{name}.mcap", sweeps=sweeps), tmp_path / "cache", images=False)
+
+    learned = [opened("drive_2"), opened("drive_1", "0:4")]
+    require_separate_splits({"train": [source(tmp_path / "drive_1.mcap")], "test": [source(tmp_path / "drive_1_eomt")]})
+    with pytest.raises(UserError, match=r"drive_1\.mcap\[0:4\].* and drive_1_eomt\.mcap.*: 4 of their sweeps"):
+        require_other_sweeps(learned, [opened("drive_1_eomt")])
+    # Another drive began at the same time; other sweeps of the same one were parted on purpose.
+    require_other_sweeps([opened("drive_1")], [opened("drive_2")])
+    require_other_sweeps(learned, [opened("drive_1_eomt", "4:")])
+
+
+@pytest.mark.parametrize("changed", ["velodyne/000000.bin", "labels/000000.label"])
+def test_a_sequence_of_kitti_has_another_key_when_a_file_of_it_changes(tmp_path: Path, changed: str) -> None:
+    for file, values in (
+        ("velodyne/000000.bin", np.ones((4, 4), np.float32)),
+        ("labels/000000.label", np.ones(4, "<u4")),
+    ):
+        (tmp_path / "08" / file).parent.mkdir(parents=True)
+        values.tofile(tmp_path / "08" / file)
+
+    def key() -> str:
+        return open_recording(source(tmp_path / "08", labels="exact"), tmp_path / "cache", images=False).key
+
+    before = key()
+    assert key() == before
+    os.utime(tmp_path / "08" / changed, ns=(1, 1))
+    assert key() != before
+
+
+def test_a_sweep_with_a_label_that_its_table_lacks_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def cloud(cloud: object, class_id: np.ndarray, *rest: np.ndarray) -> object:
+        return pseudo_labelled_cloud(cloud, np.where(class_id == 1, 9, class_id).astype(np.uint8), *rest)
+
+    monkeypatch.setattr(taught, "pseudo_labelled_cloud", cloud)
+    write_taught(tmp_path / "a.mcap", sweeps=1)
+    with pytest.raises(UserError, match=r"cloud 0 of .*a\.mcap has the label 9, but its table storeys has 2 classes"):
+        open_recording(source(tmp_path / "a.mcap"), tmp_path / "cache", images=False)
 
 
 def test_recordings_with_other_classes_than_the_students_are_named_with_a_remedy(tmp_path: Path) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import pickle
 import shutil
 from itertools import count
@@ -162,6 +163,7 @@ def test_a_scene_of_nuscenes_is_its_key_frames_with_the_classes_of_the_challenge
     assert len(recording) == 2 and recording.name == "scene-0001" and recording.classes.name == "nuscenes16"
     sweep = recording.sweep(1)
     assert sweep.frame.stamp_ns == 1_500_000_000 and sweep.images == ()
+    assert recording.stamps_ns.tolist() == [1_000_000_000, 1_500_000_000]
     assert (sweep.frame.intensity == 101).all() and sweep.frame.ring.tolist() == list(range(32))
     assert sweep.class_id.tolist() == [UNLABELLED if index == 0 else index - 1 for index in CHALLENGE]
     assert sweep.confidence.tolist() == [float(index > 0) for index in CHALLENGE]
@@ -384,6 +386,15 @@ def test_frames_of_semantic_itc_come_in_the_order_of_their_times(tmp_path: Path)
         sweep = recording.sweep(index)
         assert sweep.frame.xyz.tolist() == [[index + 1, 0, 0]] * 3 and sweep.frame.stamp_ns == index * 100_000_000
         assert (sweep.frame.intensity == 100).all() and sweep.class_id.tolist() == [0, 11, 15]
+
+
+def test_a_sequence_of_semantic_itc_has_another_key_when_a_frame_changes(tmp_path: Path) -> None:
+    write_itc(tmp_path / "05", ["0", "1"], [3])
+    keys = []
+    for changed_ns in (1, 1, 2):
+        os.utime(tmp_path / "05" / "1.bin", ns=(changed_ns, changed_ns))
+        keys.append(open_recording(source(tmp_path / "05"), tmp_path / "cache", images=False).key)
+    assert keys[0] == keys[1] != keys[2]
 
 
 def test_files_that_are_not_those_of_semantic_itc_are_named_with_what_they_hold(tmp_path: Path) -> None:

@@ -19,20 +19,22 @@ from torch import nn
 from lidar_semseg_ros.core.errors import UserError
 from lidar_semseg_ros.core.frame import CameraImage
 from lidar_semseg_ros.distill import run_files
+from lidar_semseg_ros.distill.batches import Batch
 from lidar_semseg_ros.distill.beginning import beginning
 from lidar_semseg_ros.distill.distillation import ImageTeacher, distill, lesson_of
 from lidar_semseg_ros.distill.mixture import mixed
-from lidar_semseg_ros.distill.objectives import Student, by_view, terms
+from lidar_semseg_ros.distill.objectives import Lesson, Student, by_view, terms
 from lidar_semseg_ros.distill.plan import DistillConfig, ImageTeacherConfig, ObjectiveConfig, Plan, read_plan
 from lidar_semseg_ros.distill.processes import SharedBatchNorm, World
-from lidar_semseg_ros.distill.recordings import LabelledSweep, SourceConfig
+from lidar_semseg_ros.distill.recordings import LabelledSweep, Recording, SourceConfig
 from lidar_semseg_ros.distill.run_files import RunFiles
 from lidar_semseg_ros.distill.samples import Store, TaughtBatches, mixed_sweep, require_what_is_taught
 from lidar_semseg_ros.distill.sources import open_recording
 from lidar_semseg_ros.distill.validation import Validation
+from lidar_semseg_ros.formats.bags import BagWriter
 from lidar_semseg_ros.network.model_file import ModelDescription, write_safetensors
 from lidar_semseg_ros.network.segmenter import Segmenter, SegmenterConfig
-from lidar_semseg_ros.network.waffleiron import WaffleIron
+from lidar_semseg_ros.network.waffleiron import Plane, WaffleIron
 
 
 @pytest.fixture(scope="module")
@@ -67,7 +69,8 @@ class Ready:
             self.teacher = ImageTeacher(load_teacher(self.config.images.vision(str(eyes), "cpu"), STOREYS), self.store)
         size = self.teacher.features if self.teacher else 0
         self.begin = beginning(self.plan, size)
-        self.student = Student(self.begin.network, self.config.objectives, size, self.config.precision)
+        config = self.config
+        self.student = Student(self.begin.network, config.objectives, size, config.precision, config.seed)
         self.batches = TaughtBatches(self.mixture, self.begin.inputs, self.config, self.store, rank=rank)
         self.files = RunFiles(folder / "model.safetensors", "settings")
 
@@ -320,15 +323,6 @@ def test_on_a_full_disk_the_checkpoint_before_stays(
     assert files.read_checkpoint() == {"steps": 3} and os.listdir(tmp_path) == ["model.checkpoint"]
 
 
-def test_a_loss_that_is_no_number_stops_the_run_and_the_batch_is_saved(bag: Path, tmp_path: Path) -> None:
-    ready = Ready(tmp_path, [bag])
-    nn.init.constant_(ready.student.network.classif.bias, float("nan"))
-    with pytest.raises(UserError, match=r"step 0, for sweeps a\.mcap\[\d\], a\.mcap\[\d\]; the batch is saved as"):
-        ready.distill()
-    saved = np.load(tmp_path / "model.offending.npz")
-    assert np.array_equal(saved["features"], ready.batches[0].batch.features) and len(saved["sweeps"]) == 2
-
-
 SEEING = ImageTeacherConfig(masks="a model")
 EVERYTHING = {
     "pseudo_labels": 1.0,
@@ -340,6 +334,64 @@ EVERYTHING = {
     "superpixels": "classes",
     "contrast_points": 100,
 }
+
+
+def test_a_loss_that_is_no_number_stops_the_run_and_can_be_computed_again_from_what_is_saved(
+    bag: Path, eyes: Path, tmp_path: Path
+) -> None:
+    pytest.importorskip("sklearn", reason="segments need scikit-learn, the extra 'teacher'")
+    ready = Ready(tmp_path, [bag], eyes, objectives=EVERYTHING)
+    assert ready.student.fusion is not None
+    nn.init.constant_(ready.student.fusion.student.bias, float("nan"))
+    with pytest.raises(
+        UserError, match=r"step 0, for sweeps a\.mcap\[\d\], .*; the batch is saved as .*offending-0\.pt"
+    ):
+        ready.distill()
+    saved = torch.load(tmp_path / "model.offending-0.pt", weights_only=True)
+    assert saved["sweeps"] == ready.batches[0].names and saved["step"] == 0
+    batch = Batch(**{**saved["batch"], "planes": [Plane(**plane) for plane in saved["batch"]["planes"]]})
+    lesson = Lesson(**saved["lesson"])
+    again = Ready(tmp_path, [bag], eyes, objectives=EVERYTHING)
+    whole = lesson_of(again.batches[0], again.config, again.teacher, torch.device("cpu"))
+    healthy = terms(again.student(again.batches[0].batch, whole), whole, again.config.objectives)
+    assert torch.stack(list(healthy.values())).isfinite().all()
+    again.student.load_state_dict(saved["student"])
+    found = terms(again.student(batch, lesson), lesson, again.config.objectives)
+    assert found.pop("xmodel").isnan() and all(torch.equal(loss, healthy[name]) for name, loss in found.items())
+
+
+@pytest.mark.parametrize("is_loss", [True, False])
+def test_of_several_processes_those_save_their_batch_that_may_have_made_the_gradient_no_number(
+    bag: Path, tmp_path: Path, is_loss: bool
+) -> None:
+    class OneOfTwo(World):
+        def mean(self, values: torch.Tensor) -> torch.Tensor:
+            """As if the loss of the other process were no number, too."""
+            return values + (float("nan") if is_loss else 0.0)
+
+    ready = Ready(tmp_path, [bag])
+    ready.student.network.classif.bias.register_hook(lambda gradient: gradient * float("nan"))
+    torch.distributed.init_process_group("gloo", init_method=f"file://{tmp_path}/meeting", rank=0, world_size=1)
+    try:
+        with pytest.raises(UserError, match="is no number any more at step 0"):
+            ready.distill(OneOfTwo(rank=1, size=2))
+    finally:
+        torch.distributed.destroy_process_group()
+    # The loss of this process is a number: where the other's is not, that one is to blame.
+    assert [path.name for path in tmp_path.glob("*offending*")] == ([] if is_loss else ["model.offending-1.pt"])
+
+
+def test_a_batch_that_cannot_be_saved_does_not_hide_what_is_wrong(
+    bag: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def full(_: int) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    ready = Ready(tmp_path, [bag])
+    nn.init.constant_(ready.student.network.classif.bias, float("nan"))
+    monkeypatch.setattr(run_files.os, "fsync", full)
+    with pytest.raises(UserError, match=r"no number any more at step 0.*could not be saved .*No space left"):
+        ready.distill()
 
 
 def test_all_objectives_can_be_learned_together_and_leave_no_head_behind(bag: Path, eyes: Path, tmp_path: Path) -> None:
@@ -420,6 +472,32 @@ def test_pre_training_gives_a_network_of_features_that_comes_closer_to_its_teach
     assert model.config.outputs == 16 and rows[-1]["scalr"] < 0.6 * rows[0]["scalr"]
 
 
+def test_an_objective_that_never_had_anything_to_learn_from_is_told_in_the_end(
+    bag: Path, eyes: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    objectives = {"pseudo_labels": 1.0, "scalr": 1.0}
+    # All points are nearer than that.
+    ready = Ready(tmp_path, [bag], eyes, steps=2, objectives=objectives, lifting={"min_depth_m": 20.0})
+    _, rows = ready.distill()
+    assert [row["scalr"] for row in rows] == [0.0, 0.0]
+    assert "objectives.scalr was 0 in all 2 steps" in caplog.text and "pseudo_labels" not in caplog.text
+
+
+@pytest.mark.parametrize("size", [0, 60, 140])
+def test_what_a_teacher_said_is_asked_again_where_its_file_is_damaged(
+    tmp_path: Path, size: int, caplog: pytest.LogCaptureFixture
+) -> None:
+    store = Store(tmp_path)
+    store.write("drive/1", np.arange(16.0))
+    file = tmp_path / "drive" / "1.npy"
+    file.write_bytes(file.read_bytes()[:size])
+    with caplog.at_level(logging.WARNING):
+        assert store.read("drive/1") is None
+    assert "1.npy is damaged" in caplog.text
+    store.write("drive/1", np.arange(16.0))
+    assert np.array_equal(store.read("drive/1"), np.arange(16.0))
+
+
 def test_points_are_gathered_by_the_images_that_show_them() -> None:
     point, pixels = np.array([7, 3, 7, 9]), np.array([[1.0], [2.0], [3.0], [4.0]], np.float32)
     seen, views, shows = by_view(point, pixels, most=10)
@@ -440,7 +518,7 @@ def test_probing_trains_the_head_alone_and_a_head_for_other_classes_is_made_anew
     plan = Plan(**{**vars(ready.plan), "start": tmp_path / "start.safetensors"})
     kept = beginning(plan, 0)
     assert kept.origin["start a"] == "b" and "head kept" in kept.origin["start"]
-    ready.student = Student(kept.network, ready.config.objectives, 0, "float32")
+    ready.student = Student(kept.network, ready.config.objectives, 0, "float32", 0)
     model, _ = ready.distill()
     for name, weights in network.state_dict().items():
         assert torch.equal(model.state_dict()[name], weights) != name.startswith("classif"), name
@@ -448,6 +526,26 @@ def test_probing_trains_the_head_alone_and_a_head_for_other_classes_is_made_anew
     anew = beginning(features, 24)
     assert anew.network.config.outputs == 24 and "head made anew" in anew.origin["start"]
     assert torch.equal(anew.network.embed.final.weight, network.embed.final.weight)
+
+
+def test_heads_beside_the_network_are_those_of_the_seed_whatever_was_drawn_before(bag: Path, tmp_path: Path) -> None:
+    before = Ready(tmp_path, [bag]).begin
+    description = ModelDescription(
+        name="s", network=before.network.config.to_mapping(), inputs=before.inputs, classes=STOREYS, provenance={}
+    )
+    write_safetensors(tmp_path / "s.safetensors", before.network.state_dict(), description)
+    objectives = {"pseudo_labels": 1.0, "scalr": 1.0, "xmodel": 1.0}
+    plan = read_plan(
+        write_config(tmp_path / "plan.yaml", [bag], tmp_path, objectives=objectives),
+        {},
+        start=tmp_path / "s.safetensors",
+    )
+    made = []
+    for drawn in (1, 2):
+        begin = beginning(plan, 16)  # draws nothing, for even the head is kept
+        torch.rand(drawn)
+        made.append(Student(begin.network, plan.config.objectives, 16, "float32", plan.config.seed).state_dict())
+    assert [name for name, weights in made[0].items() if not torch.equal(weights, made[1][name])] == []
 
 
 def test_a_model_that_does_not_fit_the_plan_is_refused(bag: Path, tmp_path: Path) -> None:
@@ -486,6 +584,74 @@ def test_a_recording_without_labels_is_not_learned_from(bag: Path, tmp_path: Pat
         UserError, match=r"a\.mcap has no labels, which objectives\.pseudo_labels learns from; label it"
     ):
         require_what_is_taught(mixture, ready.config)
+
+
+def test_superpixels_by_classes_are_not_learned_from_a_recording_without_labels(bag: Path, tmp_path: Path) -> None:
+    unlabelled = open_recording(SourceConfig(path=str(bag), labels="none"), tmp_path / "cache", images=True)
+    objectives = ObjectiveConfig(pseudo_labels=0.0, seal_superpixels=1.0, superpixels="classes")
+    with pytest.raises(UserError, match=r"a\.mcap has no labels, which objectives\.superpixels: classes learns from"):
+        require_what_is_taught(mixed([unlabelled], [1.0], 1.0, 0), DistillConfig(objectives=objectives))
+
+
+class Some:
+    """The sweeps of a recording, of which some have labels or images; `sweeps` says which."""
+
+    def __init__(self, whole: Recording, sweeps: tuple[int, ...]) -> None:
+        self.name, self.key, self.classes, self.origin = whole.name, whole.key, whole.classes, whole.origin
+        self.stamps_ns, self.trajectory, self.base_from_lidar = whole.stamps_ns, whole.trajectory, whole.base_from_lidar
+        self._whole, self._sweeps = whole, sweeps
+
+    def __len__(self) -> int:
+        return len(self._whole)
+
+    def sweep(self, index: int) -> LabelledSweep:
+        sweep = self._whole.sweep(index)
+        if index in self._sweeps:
+            return sweep
+        nothing = {"class_id": np.full_like(sweep.class_id, 255), "confidence": np.zeros_like(sweep.confidence)}
+        return replace(sweep, **nothing, images=())
+
+
+def test_a_recording_in_which_no_point_is_labelled_is_not_learned_from(bag: Path, tmp_path: Path) -> None:
+    ready = Ready(tmp_path, [bag])
+    whole = ready.mixture.recordings[0]
+    require_what_is_taught(mixed([Some(whole, (4,))], [1.0], 1.0, 0), ready.config)
+    with pytest.raises(
+        UserError, match=r"none of the 5 sweeps of a\.mcap has a label at any point.*its teacher accepted"
+    ):
+        require_what_is_taught(mixed([whole, Some(whole, ())], [1.0, 1.0], 1.0, 0), ready.config)
+
+
+def test_a_share_of_the_sweeps_without_a_label_is_not_learned_from(bag: Path, tmp_path: Path) -> None:
+    ready = Ready(tmp_path, [bag])
+    whole, config = ready.mixture.recordings[0], replace(ready.config, share=0.2)
+    (taken,) = mixed([whole], [1.0], 0.2, 0).sweeps[0].tolist()
+    require_what_is_taught(mixed([Some(whole, (taken,))], [1.0], 0.2, 0), config)
+    with pytest.raises(UserError, match=r"none of the 1 sweeps in a share of 0\.2 has a label; raise 'share'"):
+        require_what_is_taught(mixed([Some(whole, ((taken + 1) % 5,))], [1.0], 0.2, 0), config)
+
+
+def test_exact_labels_of_other_times_than_the_clouds_are_not_learned_from(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    write = BagWriter.write_class_ids
+
+    def late(bag: BagWriter, topic: str, class_id: np.ndarray, stamp_ns: int, frame_id: str) -> None:
+        write(bag, topic, class_id, stamp_ns + 1000, frame_id)
+
+    monkeypatch.setattr(BagWriter, "write_class_ids", late)
+    write_taught(tmp_path / "a.mcap", sweeps=2, taught=False)
+    exact = open_recording(SourceConfig(path=str(tmp_path / "a.mcap"), labels="exact"), tmp_path, images=False)
+    with pytest.raises(UserError, match=r"none of the 2 sweeps of a\.mcap has a label .*have the same stamps"):
+        require_what_is_taught(mixed([exact], [1.0], 1.0, 0), DistillConfig())
+
+
+def test_a_recording_whose_images_are_of_other_times_teaches_no_features(bag: Path, tmp_path: Path) -> None:
+    seeing = open_recording(SourceConfig(path=str(bag)), tmp_path, images=True)
+    config = DistillConfig(objectives=ObjectiveConfig(pseudo_labels=0.0, scalr=1.0))
+    require_what_is_taught(mixed([Some(seeing, (2,))], [1.0], 1.0, 0), config)
+    with pytest.raises(UserError, match=r"none of the 5 sweeps of a\.mcap has an image near its time"):
+        require_what_is_taught(mixed([Some(seeing, ())], [1.0], 1.0, 0), config)
 
 
 def test_what_an_objective_needs_and_a_recording_lacks_is_said(tmp_path: Path) -> None:

@@ -69,7 +69,7 @@ def trained(
         if step + 1 == stop_after:
             raise KeyboardInterrupt
 
-    student = Student(initial_network(NETWORK, config.seed), config.objectives, 0, config.precision)
+    student = Student(initial_network(NETWORK, config.seed), config.objectives, 0, config.precision, config.seed)
     files = RunFiles(folder / "m.safetensors", "settings")
     model = distill(student, batches_of(config), config, World(), None, files, on_step)
     files.finish()
