@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import re
 import tempfile
 import time
 from collections.abc import Iterator
@@ -14,8 +15,16 @@ from typing import Any
 
 import numpy as np
 
-from lidar_semseg_ros.cli.benchmark import labelled, measured, peak_memory_mb, percentiles, write_random_model
-from lidar_semseg_ros.cli.growth import CASES, caption, grown, panels, table
+from lidar_semseg_ros.cli.benchmark import (
+    GPU_SWEEPS,
+    SWEEPS,
+    labelled,
+    measured,
+    peak_memory_mb,
+    percentiles,
+    write_random_model,
+)
+from lidar_semseg_ros.cli.growth import CASES, caption, grown, panels, scanner, table
 from lidar_semseg_ros.cli.settings import add_settings, config_from, flag_of
 from lidar_semseg_ros.core.errors import UserError
 from lidar_semseg_ros.formats.bags import open_bag
@@ -50,15 +59,21 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Declare the arguments."""
     parser.add_argument(
         "--points",
-        metavar="LIDAR|BAG",
-        help=f"sweeps to label: a simulated lidar ({', '.join(LIDARS)}) or a recording (default: {LIDAR})",
+        metavar="LIDAR|RINGSxCOLUMNS|BAG",
+        help=f"sweeps to label: a simulated lidar ({', '.join(LIDARS)}), one of a resolution such as 128x2048, or a "
+        f"recording (default: {LIDAR})",
     )
     parser.add_argument("--topic", help="the cloud topic of the recording (default: the only one)")
-    parser.add_argument("--sweeps", type=int, default=20, help="timed sweeps, after three for warming up (default: 20)")
+    parser.add_argument(
+        "--sweeps",
+        type=int,
+        help=f"timed sweeps, after others for warming up (default: {SWEEPS}, on a GPU {GPU_SWEEPS})",
+    )
     parser.add_argument(
         "--random",
-        metavar="WI-DEPTH-WIDTH",
-        help="a network of this size with random weights, its inputs and classes those of --model",
+        metavar="WI-DEPTH-WIDTH[-layer]",
+        help="a network of this size with random weights, its inputs and classes those of --model; -layer: with layer "
+        "norms, as ScaLR has them",
     )
     parser.add_argument(
         "--baseline", action="store_true", help="also time the published algorithm, in turn with this one"
@@ -80,14 +95,14 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> None:
     """Time the sweeps and print the median and the 95th percentile of every stage."""
-    if args.sweeps < 1:
+    if args.sweeps is not None and args.sweeps < 1:
         raise UserError(f"--sweeps must be at least 1, but it is {args.sweeps}")
     config = config_from(args, SegmenterConfig)
     if args.growth:
         see_growth(args, config)
         return
     source = args.points or LIDAR
-    contents = list(islice(clouds(source, args.topic), min(args.sweeps, MOST_SWEEPS)))
+    contents = list(islice(clouds(source, args.topic), min(args.sweeps or MOST_SWEEPS, MOST_SWEEPS)))
     if not contents:
         raise UserError(f"{source} holds no cloud to label")
     with tempfile.TemporaryDirectory() as folder:
@@ -127,10 +142,17 @@ def see_growth(args: argparse.Namespace, config: SegmenterConfig) -> None:
 
 
 def clouds(source: str, topic: str | None) -> Iterator[CloudContent]:
-    """Yield the clouds of a simulated lidar, endlessly, or of a recording."""
-    if source in LIDARS:
-        for frame, _ in random_views(np.random.default_rng(0), source):
+    """Yield the clouds of a simulated lidar, by name or by its resolution, endlessly, or of a recording."""
+    resolution = re.fullmatch(r"([1-9]\d*)x([1-9]\d*)", source)
+    if source in LIDARS or resolution:
+        lidar = scanner(int(resolution[1]), int(resolution[2])) if resolution else source
+        for frame, _ in random_views(np.random.default_rng(0), lidar):
             yield cloud_from_frame(frame)
+    if not Path(source).exists():
+        raise UserError(
+            f"--points takes a simulated lidar ({', '.join(LIDARS)}), RINGSxCOLUMNS such as 128x2048, or a recording, "
+            f"but there is no recording {source}"
+        )
     with open_bag(Path(source)) as bag:
         for recorded in bag.messages([chosen_cloud_topic(bag, topic, source)]):
             yield cloud_content(recorded.message())
@@ -138,8 +160,9 @@ def clouds(source: str, topic: str | None) -> Iterator[CloudContent]:
 
 def shares(figures: dict[str, Any], ceilings: Ceilings) -> dict[str, float]:
     """Put the network's rates at the median beside the machine's."""
-    seconds = figures["stages_ms"]["network"]["p50"] / 1e3
-    best = ceilings.bfloat16_flops_per_s if figures["precision"] == "bfloat16" else ceilings.float32_flops_per_s
+    on_device = figures.get("device_parts_ms")
+    seconds = (on_device["network"] if on_device else figures["stages_ms"]["network"]["p50"]) / 1e3
+    best = ceilings.float32_flops_per_s if figures["precision"] == "float32" else ceilings.bfloat16_flops_per_s
     return {
         "float32_gflop_per_s": ceilings.float32_flops_per_s / 1e9,
         "bfloat16_gflop_per_s": ceilings.bfloat16_flops_per_s / 1e9,
@@ -150,17 +173,19 @@ def shares(figures: dict[str, Any], ceilings: Ceilings) -> dict[str, float]:
 
 
 def compared(segmenter: Segmenter, contents: list[CloudContent]) -> dict[str, Any]:
-    """Time the published algorithm and this one in turn, on the CPU in float32, and compare what they say."""
+    """Time the published algorithm, in float32, and this one in turn on the same device, and compare what they say."""
     from lidar_semseg_ros.network.reference import PublishedWaffleIron, prepare_as_published
     from lidar_semseg_ros.network.waffleiron import WaffleIronConfig
 
     if segmenter.path.suffix != ".safetensors":
         raise UserError("--baseline takes a .safetensors model, for it needs the weights as they were trained")
     state, description = read_safetensors(segmenter.path)
-    inputs = description.inputs
+    inputs, device = description.inputs, segmenter.device
     published = PublishedWaffleIron(
-        WaffleIronConfig(**description.network), state, inputs.grids, segmenter.config.threads
+        WaffleIronConfig(**description.network), state, inputs.grids, segmenter.config.threads, device
     )
+    if device != "cpu":  # where the first call loads libraries
+        published.logits(prepare_as_published(read_cloud(contents[0], segmenter.config.input.fields), inputs))
     ours_ms, theirs_ms, same, differences = [], [], [], []
     for index in range(BASELINE_SWEEPS):
         content = contents[index % len(contents)]
@@ -177,6 +202,7 @@ def compared(segmenter: Segmenter, contents: list[CloudContent]) -> dict[str, An
         differences.append(float(np.abs(logits - segmenter.backend.logits(prepare(frame, inputs))).max()))
     return {
         "sweeps": BASELINE_SWEEPS,
+        "device": device,
         "published_ms": percentiles(theirs_ms),
         "ours_ms": percentiles(ours_ms),
         "ratio": float(np.median(theirs_ms) / np.median(ours_ms)),
@@ -192,8 +218,10 @@ def report(figures: dict[str, Any]) -> str:
     held = figures["memory_mb"]
     lines = [
         f"{figures['model']} ({figures['network']}), {figures['precision']} on {figures['device']} of a "
-        f"{figures['machine']}: {figures['points']:,.0f} points a sweep, {figures['kept_points']:,.0f} kept",
+        f"{figures['machine']}, by {figures['engine']}: {figures['points']:,.0f} points a sweep, "
+        f"{figures['kept_points']:,.0f} kept",
         text_table(["stage", "p50 ms", "p95 ms"], rows),
+        *_parts(figures),
         f"network: {figures['gflop']:.1f} GFLOP and at least {figures['gbyte']:.2f} GB a sweep",
         f"memory: {held['first']:.0f} MB at the first sweep, {held['last']:.0f} MB at the last, {held['peak']:.0f} MB "
         f"at most; {figures['page_faults']:,} page faults a sweep",
@@ -210,8 +238,15 @@ def report(figures: dict[str, Any]) -> str:
     if "baseline" in figures:
         b = figures["baseline"]
         lines.append(
-            f"published algorithm {b['published_ms']['p50']:.0f} ms, this one {b['ours_ms']['p50']:.0f} ms in turn "
-            f"with it: {b['ratio']:.1f} times as fast; {b['same_labels']:.4%} of the labels the same, logits differ by "
-            f"at most {b['largest_logit_difference']:.1e}"
+            f"published algorithm on {b['device']} in float32 {b['published_ms']['p50']:.1f} ms, this one "
+            f"{b['ours_ms']['p50']:.1f} ms in turn with it: {b['ratio']:.1f} times as fast; {b['same_labels']:.4%} of "
+            f"the labels the same, logits differ by at most {b['largest_logit_difference']:.1e}"
         )
     return "\n".join(lines)
+
+
+def _parts(figures: dict[str, Any]) -> list[str]:
+    """Tell how long the parts of a sweep take on a device, where they were timed."""
+    parts = figures.get("device_parts_ms", {})
+    said = ", ".join(f"{part} {ms:.2f} ms" for part, ms in parts.items())
+    return [f"alone on {figures['device']}, each in a graph of its own: {said}"] if parts else []

@@ -20,8 +20,9 @@ from lidar_semseg_ros.network.model_file import read_description, write_safetens
 from lidar_semseg_ros.network.roofline import cost_of, gpu_peak_mb
 from lidar_semseg_ros.network.segmenter import Segmenter
 
-STAGES = ("read", "prepare", "network", "finish", "pack")
 WARM_UP = 3
+SWEEPS, GPU_SWEEPS = 20, 200
+"""Timed by default. On a GPU a hundredth of the sweeps can be slow for a reason, and all take no time."""
 CALIBRATION_SWEEPS, CALIBRATION_POINTS = 4, 4000
 
 
@@ -40,15 +41,19 @@ def write_random_model(path: Path, size: str, like: Path, contents: Sequence[Clo
     from lidar_semseg_ros.distill.beginning import initial_network
     from lidar_semseg_ros.network.waffleiron import WaffleIronConfig
 
-    found = re.fullmatch(r"WI-(\d+)-(\d+)", size)
+    found = re.fullmatch(r"WI-([1-9]\d*)-([1-9]\d*)(-layer)?", size)
     if found is None:
-        raise UserError(f"--random takes a size such as WI-24-256 (depth, width), but got '{size}'")
+        raise UserError(
+            "--random takes WI-DEPTH-WIDTH, such as WI-24-256, or, with layer norms as ScaLR has them, "
+            f"WI-DEPTH-WIDTH-layer, such as WI-48-768-layer, but got '{size}'"
+        )
     description = read_description(like)
     network = WaffleIronConfig(
         inputs=len(description.inputs.features),
         depth=int(found[1]),
         width=int(found[2]),
         outputs=description.network["outputs"],
+        norm="layer" if found[3] else "batch",
     )
     prepared = [
         prepare(read_cloud(content), description.inputs, CALIBRATION_POINTS)
@@ -62,10 +67,13 @@ def write_random_model(path: Path, size: str, like: Path, contents: Sequence[Clo
     write_safetensors(path, model.state_dict(), described)
 
 
-def measured(segmenter: Segmenter, contents: Sequence[CloudContent], sweeps: int) -> dict[str, Any]:
-    """Time sweeps; gives everything that is printed, as JSON takes it."""
-    device, network = segmenter.device, segmenter.description.network
-    for index in range(WARM_UP):
+def measured(segmenter: Segmenter, contents: Sequence[CloudContent], sweeps: int | None) -> dict[str, Any]:
+    """Time sweeps, None: as many as are by default; gives everything that is printed, as JSON takes it."""
+    device, network, on_device = segmenter.device, segmenter.description.network, segmenter.backend.on_device
+    sweeps = sweeps or (SWEEPS if device == "cpu" else GPU_SWEEPS)
+    # Until nothing is left that only the first sweeps wait for, such as a graph for each of their sizes.
+    rounds = 1 if on_device is None else on_device.replays.patience
+    for index in range(max(WARM_UP, rounds * len(contents))):
         labelled(segmenter, contents[index % len(contents)])
     resident_mb, faults = memory_mb(), page_faults()
     timed = [labelled(segmenter, contents[index % len(contents)]) for index in range(sweeps)]
@@ -78,11 +86,12 @@ def measured(segmenter: Segmenter, contents: Sequence[CloudContent], sweeps: int
     costs = [cost_of(network, one) for one in prepared]
     if segmenter.path.suffix == ".safetensors" and device != "cpu":
         memory["peak_gpu"] = gpu_peak_mb(device)
-    stages = {stage: [one.durations_ms[stage] for one in timed] for stage in (*STAGES, "total")}
-    return {
+    stages = {stage: [one.durations_ms[stage] for one in timed] for stage in timed[0].durations_ms}
+    found = {
         "model": segmenter.path.name,
-        "network": f"WI-{network['depth']}-{network['width']}",
+        "network": f"WI-{network['depth']}-{network['width']}" + ("-layer" if network["norm"] == "layer" else ""),
         "device": device,
+        "engine": segmenter.backend.engine,
         "precision": segmenter.backend.precision,
         "machine": platform.processor() or platform.machine(),
         "sweeps": sweeps,
@@ -94,6 +103,9 @@ def measured(segmenter: Segmenter, contents: Sequence[CloudContent], sweeps: int
         "memory_mb": memory,
         "page_faults": faults,
     }
+    if on_device is not None:
+        found["device_parts_ms"] = on_device.parts_ms()
+    return found
 
 
 def labelled(segmenter: Segmenter, content: CloudContent) -> Timed:
@@ -105,9 +117,14 @@ def labelled(segmenter: Segmenter, content: CloudContent) -> Timed:
     labels = segmenter.clock()
     labelled_cloud(content, frame, result.labels, segmenter.classes.palette(), segmenter.config.output.layout)
     packed = segmenter.clock()
-    durations_ms = {stage: getattr(result, f"{stage}_ms") for stage in ("prepare", "network", "finish")}
-    durations_ms |= {
+    steps_ms = {"prepare": result.prepare_ms, "network": result.network_ms}
+    if segmenter.backend.on_device is not None:
+        # One graph prepares the points that were chosen and runs the network, so no clock of the host tells them apart.
+        steps_ms = {"prepare + network": result.prepare_ms + result.network_ms}
+    durations_ms = {
         "read": (read - start) * 1e3,
+        **steps_ms,
+        "finish": result.finish_ms,
         "pack": (packed - labels) * 1e3,
         "total": (packed - start) * 1e3,
     }

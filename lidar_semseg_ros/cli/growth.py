@@ -31,7 +31,8 @@ from lidar_semseg_ros.view.log_log import Panel, slope
 
 VIEWS = 4
 """So many buildings are scanned, from the same place each, however finely."""
-DRAWN = ("total", "prepare", "network", "finish")
+DRAWN = ("total", "prepare", "network", "prepare + network", "finish")
+"""Of these, the stages that are timed on the device."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -59,8 +60,10 @@ def scanner(rings: int, columns: int) -> LidarModel:
     return replace(LIDARS["OS1-64"], elevations_deg=elevations_deg, columns=columns)
 
 
-def grown(config: SegmenterConfig, sweeps: int, cases: Growth) -> dict[str, Any]:
+def grown(config: SegmenterConfig, sweeps: int | None, cases: Growth) -> dict[str, Any]:
     """Time all cases; gives, as JSON takes it, for each quantity its values, and the slopes of what depends on them."""
+    if config.precision == "auto":  # which takes another one from some width on
+        config = replace(config, precision="float32")
     order = list(dict.fromkeys(case for by_value in cases.values() for case in by_value.values()))
     # Not by fork, which would hand on what this process holds.
     with multiprocessing.get_context("spawn").Pool(1, maxtasksperchild=1) as pool:
@@ -72,7 +75,7 @@ def grown(config: SegmenterConfig, sweeps: int, cases: Growth) -> dict[str, Any]
     return {**facts, "machine": machine(), "growth": growth, "slopes": _slopes(growth)}
 
 
-def _measured_case(case: Case, config: SegmenterConfig, sweeps: int) -> dict[str, Any]:
+def _measured_case(case: Case, config: SegmenterConfig, sweeps: int | None) -> dict[str, Any]:
     lidar, models = scanner(case.rings, case.columns), package_share() / "models"
     # The place is drawn before the noise, so it does not depend on the number of beams.
     frames = [next(random_views(np.random.default_rng(seed), lidar))[0] for seed in range(VIEWS)]
@@ -102,9 +105,13 @@ def _slopes(growth: dict[str, list[dict[str, Any]]]) -> dict[str, dict[str, floa
     slopes = {}
     for name, rows in growth.items():
         at = [row["value"] for row in rows]
-        slopes[name] = {stage: slope(at, [row["stages_ms"][stage] for row in rows]) for stage in DRAWN}
+        slopes[name] = {stage: slope(at, [row["stages_ms"][stage] for row in rows]) for stage in _drawn(rows)}
         slopes[name]["peak_mb"] = slope(at, [row["peak_mb"] for row in rows])
     return slopes
+
+
+def _drawn(rows: list[dict[str, Any]]) -> list[str]:
+    return [stage for stage in DRAWN if stage in rows[0]["stages_ms"]]
 
 
 def machine() -> str:
@@ -128,7 +135,7 @@ def panels(figures: dict[str, Any], cases: Growth) -> list[Panel]:
                 quantity=titles[name],
                 at=[row["value"] for row in rows],
                 ticks=[_short(row["value"]) for row in rows],
-                by_name={stage: [row["stages_ms"][stage] / unit for row in rows] for stage in DRAWN},
+                by_name={stage: [row["stages_ms"][stage] / unit for row in rows] for stage in _drawn(rows)},
                 notes=[f"{row['stages_ms']['total']:.0f} ms" for row in rows],
             )
         )
@@ -169,17 +176,18 @@ def caption(figures: dict[str, Any]) -> list[str]:
 
 def table(figures: dict[str, Any]) -> tuple[list[str], list[list[str]]]:
     """Give header and rows for the terminal."""
-    header = ["case", "points", "kept", *DRAWN, "total ms", "peak MB", "faults a sweep"]
+    drawn = _drawn(next(iter(figures["growth"].values())))
+    header = ["case", "points", "kept", *drawn, "total ms", "peak MB", "faults a sweep"]
     body = []
     for name, rows in figures["growth"].items():
         unit = rows[0]["stages_ms"]["total"]
         for row in rows:
-            times = [f"{row['stages_ms'][stage] / unit:.2f}" for stage in DRAWN]
+            times = [f"{row['stages_ms'][stage] / unit:.2f}" for stage in drawn]
             last = [f"{row['stages_ms']['total']:.1f}", f"{row['peak_mb']:.0f}", f"{row['page_faults']:.0f}"]
             points = [f"{row['points']:,.0f}", f"{row['kept_points']:,.0f}"]
             body.append([f"{name} {row['value']:,}", *points, *times, *last])
         slopes = figures["slopes"][name]
-        times = [f"{slopes[stage]:.2f}" for stage in DRAWN]
+        times = [f"{slopes[stage]:.2f}" for stage in drawn]
         body.append([f"{name}: slope", "", "", *times, "", f"{slopes['peak_mb']:.2f}", ""])
     return header, body
 

@@ -31,13 +31,17 @@ logger = logging.getLogger(__name__)
 class Backend(Protocol):
     """A loaded model, for any number of threads. device: in words. precision: what it computes in, never auto.
 
-    on_device: all steps of a sweep on that device, None where the host does the others.
+    engine: what computes there, in words, and what keeps a faster one from it. on_device: all steps of a sweep on that
+    device, None where the host does the others.
     """
 
     description: ModelDescription
     device: str
     precision: str
     on_device: DeviceSegmenter | None
+
+    @property
+    def engine(self) -> str: ...
 
     def logits(self, prepared: NetworkInput) -> np.ndarray:
         """Compute logits (N, outputs) float32 of N ≥ 1 kept points."""
@@ -66,34 +70,47 @@ class TorchBackend:
         model = from_state_dict(config, state, str(path))
         self.device = device
         if precision == "auto":
-            precision = self._chosen_precision(model, threads)
-        self.precision = precision
-        runner = _runner(model, device, precision, threads)
-        self._logits = Batching(runner.logits_of, runner.most_clouds)
-        self.on_device = _device_segmenter(runner, self.description.inputs, device)
+            self.precision, self._runner = self._chosen(model, threads)
+        else:
+            self.precision, self._runner = precision, _runner(model, device, precision, threads)
+        self._logits = Batching(self._runner.logits_of, self._runner.most_clouds)
+        self.on_device = _device_segmenter(self._runner, self.description.inputs, device)
 
-    def _chosen_precision(self, model: WaffleIron, threads: int) -> str:
-        """Take what is faster and labels a trial sweep as float32 does; the same answer every time.
+    @property
+    def engine(self) -> str:
+        """Tell what computes, and what keeps a faster one from it."""
+        if self.on_device is not None:
+            fault = self.on_device.replays.fault
+            return f"Triton kernels, without CUDA graphs: {fault}" if fault else "CUDA graphs"
+        if self.device == "cpu":
+            return "CPU, in place"
+        fault = getattr(self._runner, "fault", "")
+        return f"PyTorch modules: {fault}" if fault else "Triton kernels, sweeps prepared by the host"
+
+    def _chosen(self, model: WaffleIron, threads: int) -> tuple[str, Runner]:
+        """Take the precision that is faster and labels a trial sweep as float32 does; the same answer every time.
 
         bfloat16 first, which cannot overflow; then float16, which is as fast on a GPU, and rounds less.
         """
         from lidar_semseg_ros.network.trial import LEAST_AGREEMENT, computes_bfloat16_faster, trial_sweep
 
+        exact_runner = _runner(model, self.device, "float32", threads)
         if not computes_bfloat16_faster(self.device, model.config.width):
-            return "float32"
+            return "float32", exact_runner
         trial = prepare(trial_sweep(self.description.inputs), self.description.inputs)
-        exact = _runner(model, self.device, "float32", threads).logits(trial).argmax(1)
+        exact = exact_runner.logits(trial).argmax(1)
         for precision in ("bfloat16", "float16") if self.device != "cpu" else ("bfloat16",):
-            logits = _runner(model, self.device, precision, threads).logits(trial)
+            runner = _runner(model, self.device, precision, threads)
+            logits = runner.logits(trial)
             agreement = (exact == logits.argmax(1)).float().mean().item() if logits.isfinite().all() else 0.0
             if agreement >= LEAST_AGREEMENT:
                 kept = 100 * agreement
                 logger.info("precision auto: %s, which keeps %.2f %% of a trial sweep's labels", precision, kept)
-                return precision
+                return precision, runner
             changed = 100 * (1 - agreement)
             logger.warning("precision auto: %s changes %.1f %% of a trial sweep's labels", precision, changed)
         logger.warning("precision auto: float32, for no faster one keeps %.0f %% of them", 100 * LEAST_AGREEMENT)
-        return "float32"
+        return "float32", exact_runner
 
     def logits(self, prepared: NetworkInput) -> np.ndarray:
         """Compute logits (N, outputs) float32 of N ≥ 1 kept points."""
@@ -147,7 +164,7 @@ class OnnxBackend:
         used = self._session.get_providers()[0].removesuffix("ExecutionProvider").lower()
         if used != device.split(":")[0]:
             logger.warning("asked for %s, but ONNX Runtime fell back to %s", device, used)
-        self.device = used
+        self.device, self.engine = used, f"ONNX Runtime, {used}"
         self.description = description_in(self._session.get_modelmeta().custom_metadata_map, path)
         # On the CPU, for TensorRT would build an engine for the shapes of the example.
         _check(self._session if used == "cpu" else _session(path, threads, CPU), self.description, path)

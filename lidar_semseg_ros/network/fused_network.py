@@ -174,7 +174,9 @@ class CudaWaffleIron:
     def _by_modules(self, prepared: NetworkInput) -> Tensor:
         arrays = (torch.from_numpy(array).to(self._device) for array in prepared.arrays())
         features, neighbours, *planes = arrays
-        logits: Tensor = self._model(features, neighbours, planes_of(planes)).float().cpu()
+        # Else a GPU rounds the factors of convolutions in float32 to 10 bits.
+        with torch.backends.cudnn.flags(enabled=True, allow_tf32=False):
+            logits: Tensor = self._model(features, neighbours, planes_of(planes)).float().cpu()
         return logits
 
 

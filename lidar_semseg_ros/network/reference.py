@@ -96,7 +96,10 @@ def _features(frame: LidarFrame, rows: np.ndarray, config: InputConfig) -> np.nd
 
 
 class PublishedWaffleIron:
-    """The network with the weights of a state dict; `grids` as in InputConfig, threads 0: as many as PyTorch takes."""
+    """The network with the weights of a state dict, on a CPU or a GPU, in float32 on both.
+
+    grids: as in InputConfig. threads: of the CPU, 0 for as many as PyTorch takes.
+    """
 
     def __init__(
         self,
@@ -104,28 +107,33 @@ class PublishedWaffleIron:
         state: Mapping[str, Tensor],
         grids: tuple[tuple[int, int], ...],
         threads: int = 0,
+        device: str = "cpu",
     ) -> None:
-        self._config, self._state, self._grids, self._threads = config, state, grids, threads
+        self._config, self._grids, self._threads, self._device = config, grids, threads, device
+        self._state = {key: value.to(device) for key, value in state.items()}
 
     def logits(self, inputs: PublishedInput) -> Tensor:
-        """Compute logits (N, outputs)."""
+        """Compute logits (N, outputs), on the CPU."""
         before = torch.get_num_threads()
         torch.set_num_threads(self._threads or before)
         try:
-            return self._logits(inputs)
+            with torch.inference_mode(), torch.backends.cudnn.flags(enabled=True, allow_tf32=False):
+                return self._logits(inputs).cpu()
         finally:
             torch.set_num_threads(before)
 
     def _logits(self, inputs: PublishedInput) -> Tensor:
-        with torch.inference_mode():
-            t_1CN = self._embedding(torch.from_numpy(inputs.features)[None], torch.from_numpy(inputs.neighbours)[None])
-            cells = [torch.from_numpy(cell) for cell in inputs.cells]
-            averages = [_averaging(cell, grid) for cell, grid in zip(cells, self._grids)]
-            for layer in range(self._config.depth):
-                plane = layer % len(cells)
-                t_1CN = t_1CN + self._spatial_mix(layer, t_1CN, cells[plane], averages[plane], self._grids[plane])
-                t_1CN = t_1CN + self._channel_mix(layer, t_1CN)
-            return self._head(t_1CN)[0].T
+        t_1CN = self._embedding(self._brought(inputs.features)[None], self._brought(inputs.neighbours)[None])
+        cells = [self._brought(cell) for cell in inputs.cells]
+        averages = [_averaging(cell, grid) for cell, grid in zip(cells, self._grids)]
+        for layer in range(self._config.depth):
+            plane = layer % len(cells)
+            t_1CN = t_1CN + self._spatial_mix(layer, t_1CN, cells[plane], averages[plane], self._grids[plane])
+            t_1CN = t_1CN + self._channel_mix(layer, t_1CN)
+        return self._head(t_1CN)[0].T
+
+    def _brought(self, array: np.ndarray) -> Tensor:
+        return torch.from_numpy(array).to(self._device)
 
     def _embedding(self, features_1IN: Tensor, neighbours_1KN: Tensor) -> Tensor:
         x_1IN = self._batch_norm("embed.norm", features_1IN)
@@ -186,5 +194,8 @@ def _averaging(cell_N: Tensor, grid: tuple[int, int]) -> Tensor:
     cells, points = grid[0] * grid[1], len(cell_N)
     weight_N = 1 / (torch.bincount(cell_N, minlength=cells)[cell_N] + 1e-6)
     return torch.sparse_coo_tensor(
-        torch.stack([cell_N, torch.arange(points)]), weight_N.float(), (cells, points), check_invariants=False
+        torch.stack([cell_N, torch.arange(points, device=cell_N.device)]),
+        weight_N.float(),
+        (cells, points),
+        check_invariants=False,
     ).coalesce()

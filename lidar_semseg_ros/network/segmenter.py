@@ -55,9 +55,9 @@ class SegmenterConfig:
     model: str = setting("indoor-small", "path of a .safetensors or .onnx model, or the name of a shipped one")
     device: str = setting("auto", "auto (a GPU if there is one), cpu, cuda, cuda:N, or tensorrt for .onnx models")
     precision: str = setting(
-        "float32",
-        "arithmetic of the network; auto: bfloat16 where the machine computes faster in it and nearly all labels of a "
-        "trial sweep stay what they are",
+        "auto",
+        "arithmetic of the network; auto: half precision where the machine computes faster in it and nearly all labels "
+        "of a trial sweep stay what they are, else float32",
         choices=PRECISIONS,
     )
     threads: int = setting(0, "CPU threads of the network; 0 lets the library choose", minimum=0, maximum=1024)
@@ -74,7 +74,10 @@ class SegmenterConfig:
 
 @dataclass(frozen=True, kw_only=True)
 class Segmentation:
-    """Labels of a sweep, and how long each step took in milliseconds of the segmenter's clock."""
+    """Labels of a sweep, and how long each step took in milliseconds of the segmenter's clock.
+
+    Where a device does all steps, prepare ends when it has chosen the points; the rest belongs to network.
+    """
 
     labels: PointLabels
     prepare_ms: float

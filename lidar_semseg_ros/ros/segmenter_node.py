@@ -28,6 +28,7 @@ from lidar_semseg_ros.ros.diagnostics import DiagnosticsPublisher, GapMeter, Tal
 from lidar_semseg_ros.ros.drops import LOG_PERIOD_S, Drops
 from lidar_semseg_ros.ros.endpoints import NewestSubscription
 from lidar_semseg_ros.ros.lidars import namespaces_of
+from lidar_semseg_ros.ros.logs import hear_libraries
 from lidar_semseg_ros.ros.outputs import Outputs
 from lidar_semseg_ros.ros.overlay import Overlay, OverlayConfig
 from lidar_semseg_ros.ros.parameters import declared, follow
@@ -84,7 +85,9 @@ class SegmenterNode(Node):
         """
         # A remap rule of its own, which goes before the process's.
         super().__init__("segmenter", cli_args=["--ros-args", "-r", f"__ns:={namespace}"] if namespace else None)
-        self._config = declared(self, SegmenterNodeConfig)
+        if beside is None:  # whoever loads a model hears what is said about it
+            hear_libraries(self)
+        self._config = declared(self, SegmenterNodeConfig, followed=True)
         self._segmenter = Segmenter(self._config, package_share() / "models", beside._segmenter if beside else None)
         self._removed = self._ids_of(self._config.filter)
         self._outputs = Outputs(self, self._segmenter)
@@ -98,9 +101,8 @@ class SegmenterNode(Node):
         self._latency = self.create_publisher(Float64, "~/debug/pipeline_latency_ms", 1)
         self._tally, self._gaps = Tally(), GapMeter()
         self._drops = Drops(self, self._tally)
-        facts = {"model": self._segmenter.description.name, "device": self._segmenter.device}
         events = ("received", "labelled", *DROP_CAUSES, "missing")
-        self._diagnostics = DiagnosticsPublisher(self, self._tally, events, lambda: facts, self._idle)
+        self._diagnostics = DiagnosticsPublisher(self, self._tally, events, self._facts, self._idle)
         self._worker: Worker[PointCloud2] = Worker(self._drops.guarded(self._label))
         self._workers: list[Worker[PointCloud2]] = beside._workers if beside else []
         self._workers.append(self._worker)
@@ -115,7 +117,13 @@ class SegmenterNode(Node):
         follow(self, self._config, self._reconfigure)
         self._attending = steady_timer(self, ATTEND_PERIOD_S, self._attend)
         self._watching = steady_timer(self, LOG_PERIOD_S, self._watch)
-        self.get_logger().info(f"{self._segmenter.path.name} on {self._segmenter.device}: ready for clouds")
+        facts = self._facts()
+        how = f"{facts['precision']}, {facts['engine']}"
+        self.get_logger().info(f"{self._segmenter.path.name} on {facts['device']}: ready for clouds ({how})")
+
+    def _facts(self) -> dict[str, str]:
+        backend, model = self._segmenter.backend, self._segmenter.description.name
+        return {"model": model, "device": backend.device, "precision": backend.precision, "engine": backend.engine}
 
     @cached_property
     def _transforms(self) -> Transforms:

@@ -7,16 +7,20 @@ import subprocess
 import sys
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
 
 pytest.importorskip("torch", reason="PyTorch is not installed")
 
+from lidar_semseg_ros.cli import benchmark
+from lidar_semseg_ros.cli.bench_command import clouds, report, shares
 from lidar_semseg_ros.cli.growth import Case, panels, scanner
 from lidar_semseg_ros.cli.main import main
 from lidar_semseg_ros.network.inputs import NetworkInput
-from lidar_semseg_ros.network.roofline import cost_of
+from lidar_semseg_ros.network.model_file import read_description
+from lidar_semseg_ros.network.roofline import Ceilings, cost_of
 from lidar_semseg_ros.network.waffleiron import WaffleIronConfig
 from lidar_semseg_ros.sim.drive import random_views
 
@@ -42,6 +46,7 @@ def test_every_stage_is_timed_and_they_sum_to_the_total(figures: dict) -> None:
 
 def test_points_memory_and_ceilings_are_there(figures: dict) -> None:
     assert figures["network"] == "WI-3-16" and figures["precision"] == "float32"
+    assert figures["engine"] == "CPU, in place" and figures["baseline"]["device"] == "cpu"
     assert figures["points"] == 28_800 and 100 < figures["kept_points"] < 28_800
     memory = figures["memory_mb"]
     assert 50 < memory["first"] <= memory["peak"] and memory["last"] <= memory["peak"] and "peak_gpu" not in memory
@@ -56,6 +61,63 @@ def test_the_baseline_says_the_same_in_more_time(figures: dict) -> None:
     assert baseline["same_labels"] >= 0.9999 and baseline["largest_logit_difference"] <= 1e-3
     assert baseline["ratio"] > 1 and baseline["peak_memory_mb"] >= figures["memory_mb"]["peak"]
     assert baseline["published_ms"]["p50"] > baseline["ours_ms"]["p50"] > 0
+
+
+class Many(SimpleNamespace):
+    """A cloud or an input of a thousand points."""
+
+    def __len__(self) -> int:
+        return 1000
+
+
+def on_device(patience: int, graphs: set[int]) -> SimpleNamespace:
+    """What a segmenter tells of a GPU whose graphs are `graphs`."""
+    replays = SimpleNamespace(patience=patience, fault="")
+    parts_ms = {"choose": 0.1, "prepare": 0.4, "network": 2.0, "label": 0.1}
+    return SimpleNamespace(replays=replays, graphs=graphs, parts_ms=lambda: parts_ms)
+
+
+def test_on_a_gpu_all_graphs_are_captured_before_a_sweep_is_timed(monkeypatch: pytest.MonkeyPatch) -> None:
+    device, wanted, timed_graphs = on_device(5, set()), dict.fromkeys(range(7), 0), []
+
+    def labelled(segmenter: object, content: object) -> object:
+        wanted[content.capacity] += 1
+        if wanted[content.capacity] == device.replays.patience:
+            device.graphs.add(content.capacity)
+        timed_graphs.append(len(device.graphs))
+        durations_ms = {"read": 0.1, "prepare + network": 2.5, "finish": 0.1, "pack": 0.1, "total": 2.8}
+        return SimpleNamespace(durations_ms=durations_ms)
+
+    described = SimpleNamespace(
+        network=WaffleIronConfig(inputs=5, width=8, depth=1, outputs=2).to_mapping(), inputs=None
+    )
+    backend = SimpleNamespace(on_device=device, precision="float16", engine="CUDA graphs")
+    segmenter = SimpleNamespace(device="cuda", description=described, backend=backend, path=Path("m.onnx"))
+    prepared = Many(neighbours=np.zeros((1000, 16)), planes=())
+    monkeypatch.setattr(benchmark, "labelled", labelled)
+    monkeypatch.setattr(benchmark, "read_cloud", lambda content: content)
+    monkeypatch.setattr(benchmark, "prepare", lambda frame, inputs: prepared)
+    figures = benchmark.measured(segmenter, [Many(capacity=capacity) for capacity in wanted], None)
+    assert figures["sweeps"] == 200 and timed_graphs[-200:] == [7] * 200
+    assert list(figures["stages_ms"]) == ["read", "prepare + network", "finish", "pack", "total"]
+    best = Ceilings(float32_flops_per_s=1e9, bfloat16_flops_per_s=4e9, bytes_per_s=1e9)
+    figures["ceilings"] = shares(figures, best)
+    # In the 2 ms of the network alone, at the rate of half precision.
+    assert figures["ceilings"]["share_of_flops"] == pytest.approx(figures["gflop"] / 2e-3 / 4)
+    assert "float16 on cuda" in report(figures) and "by CUDA graphs" in report(figures)
+    assert "choose 0.10 ms, prepare 0.40 ms, network 2.00 ms" in report(figures)
+
+
+def test_a_lidar_may_be_given_by_its_resolution() -> None:
+    assert len(next(clouds("8x64", None))) == 512
+
+
+def test_a_random_network_may_have_the_norms_of_scalr(tmp_path: Path) -> None:
+    path = tmp_path / "m.safetensors"
+    like = ROOT / "models" / "indoor-small.safetensors"
+    benchmark.write_random_model(path, "WI-2-16-layer", like, [next(clouds("8x64", None))])
+    network = read_description(path).network
+    assert (network["depth"], network["width"], network["norm"]) == (2, 16, "layer")
 
 
 def test_operations_are_those_counted_by_hand() -> None:
@@ -134,7 +196,9 @@ def test_scans_of_growing_resolution_see_the_same_rooms() -> None:
 @pytest.mark.parametrize(
     ("arguments", "said"),
     [
-        (["--random", "WI-big"], "WI-24-256"),
+        (["--random", "WI-big"], "WI-24-256, or, with layer norms"),
+        (["--random", "WI-2-16-instance"], "WI-48-768-layer, but got 'WI-2-16-instance'"),
+        (["--points", "8by64"], "RINGSxCOLUMNS such as 128x2048, or a recording"),
         (["--sweeps", "0"], "at least 1"),
         (["--points", "nowhere.bag"], "nowhere.bag"),
         (["--growth", "picture.jpg"], "takes a .png"),

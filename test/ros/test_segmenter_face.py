@@ -251,6 +251,13 @@ def test_gaps_in_the_stamps_of_a_steady_sensor_are_counted_as_missing(segmenter:
     assert robot.values["missing"] == "2"
 
 
+def test_diagnostics_tell_what_computes_and_how_exactly(segmenter: NodeProcess, node: object) -> None:
+    robot = Robot(node)
+    spin_until(node, lambda: bool(robot.values))
+    told = {name: robot.values[name] for name in ("device", "precision", "engine")}
+    assert told == {"device": "cpu", "precision": "float32", "engine": "CPU, in place"}
+
+
 def test_the_user_may_override_the_quality_of_service_and_hears_whom_it_shuts_out(
     small_model: Path, node: object, tmp_path: Path
 ) -> None:

@@ -166,7 +166,7 @@ def test_lidars_that_want_different_models_cannot_share_a_process(small_model: P
         PARAMETERS.format(model=small_model) + "/rear/segmenter:\n  ros__parameters: {precision: bfloat16}\n"
     )
     ended = run_node("segmenter_node", "--params-file", str(file), "--", "--lidars", "front,rear")
-    assert ended.returncode == 2 and "'precision' is 'float32' for the first and 'bfloat16'" in ended.stderr
+    assert ended.returncode == 2 and "'precision' is 'auto' for the first and 'bfloat16'" in ended.stderr
     assert "Traceback" not in ended.stderr
 
 
