@@ -88,9 +88,10 @@ def test_it_finds_floor_and_walls_of_a_real_lobby_without_intensity(segmenter: S
     assert share(segmenter, frame, (x > 2) & (np.abs(y) < 3) & (z < -0.95), "floor") > 0.6
 
 
-def test_its_onnx_form_gives_the_same_labels_on_a_real_cloud(segmenter: Segmenter, shared_data: Path) -> None:
+def test_its_onnx_form_gives_the_same_labels_on_a_real_cloud(shared_data: Path) -> None:
     pytest.importorskip("onnxruntime", reason="ONNX Runtime is not installed")
     frame = read_scan(shared_data / "15_indoor_room_scan_pcl" / "room_scan1.pcd", 0, "lidar")
+    segmenter = Segmenter(SegmenterConfig(device="cpu", precision="float32"), MODELS)
     other = Segmenter(SegmenterConfig(model=str(MODELS / "indoor-small.onnx"), device="cpu"), MODELS)
     prepared = prepare(frame, segmenter.description.inputs)
     logits, other_logits = (found.backend.logits(prepared) for found in (segmenter, other))
