@@ -27,6 +27,7 @@ from lidar_semseg_ros.ros.diagnostics import WINDOW, DiagnosticsPublisher, Tally
 from lidar_semseg_ros.ros.drops import LOG_PERIOD_S, Drops
 from lidar_semseg_ros.ros.endpoints import outlet
 from lidar_semseg_ros.ros.live_rig import ExtrinsicsConfig, LiveRig, Motion, NoCameraInfoError
+from lidar_semseg_ros.ros.logs import hear_libraries
 from lidar_semseg_ros.ros.messages import cloud_message, image_message, time_message
 from lidar_semseg_ros.ros.outputs import LATCHED, publish_classes
 from lidar_semseg_ros.ros.parameters import declared
@@ -80,6 +81,7 @@ class TeacherNode(Node):
 
     def __init__(self) -> None:
         super().__init__("teacher")
+        hear_libraries(self)
         self._config = config = declared(self, TeacherNodeConfig)
         self._cameras = tuple(name.strip() for name in config.cameras.split(",") if name.strip())
         if not self._cameras:
