@@ -9,7 +9,6 @@ import sys
 from typing import Any
 
 from lidar_semseg_ros.core.errors import UserError, missing_package
-from lidar_semseg_ros.core.memory import keep_freed_memory
 
 COMMANDS = {
     "demo": "run everything live on a simulated (or your own) recording and show the result",
@@ -36,7 +35,6 @@ COMMANDS = {
 
 def main(argv: list[str] | None = None) -> None:
     """Run the command line; exit status 2 with one line on stderr for what the user can mend."""
-    keep_freed_memory()
     argv = sys.argv[1:] if argv is None else argv
     parser = argparse.ArgumentParser(prog="lidar-semseg", description="Live semantic segmentation of lidar.")
     logging.basicConfig(level=logging.WARNING, format="%(levelname)s: %(message)s")

@@ -16,6 +16,7 @@ from tqdm import tqdm
 
 from lidar_semseg_ros.cli.settings import add_settings, flag_of, given_settings
 from lidar_semseg_ros.core.errors import UserError
+from lidar_semseg_ros.core.memory import keep_freed_memory
 from lidar_semseg_ros.core.options import to_mapping
 from lidar_semseg_ros.distill.plan import DistillConfig, Plan
 from lidar_semseg_ros.network.model_file import ModelDescription, write_safetensors
@@ -102,6 +103,7 @@ def learn(
     from lidar_semseg_ros.distill.distillation import distill
     from lidar_semseg_ros.distill.run_files import RunFiles
 
+    keep_freed_memory()
     files = RunFiles(output, course)
     with tqdm(total=config.steps, unit="step", file=sys.stderr, disable=True if world.rank else None) as bar:
 

@@ -15,7 +15,6 @@ from rclpy.executors import ExternalShutdownException, SingleThreadedExecutor
 from rclpy.node import Node
 
 from lidar_semseg_ros.core.errors import UserError, missing_package
-from lidar_semseg_ros.core.memory import keep_freed_memory
 from lidar_semseg_ros.ros.timers import steady_timer
 from lidar_semseg_ros.ros.worker import THREAD
 
@@ -33,7 +32,6 @@ def run_nodes(make_nodes: Callable[[], Iterable[Node]], argv: list[str] | None =
 
     A node ends the process by shutting its context down.
     """
-    keep_freed_memory()
     is_starting = True
 
     def stop(*_: object) -> None:

@@ -13,7 +13,6 @@ import numpy as np
 
 from lidar_semseg_ros.cli.benchmark import labelled, memory_mb, page_faults, peak_memory_mb
 from lidar_semseg_ros.cli.growth import scanner
-from lidar_semseg_ros.core.memory import keep_freed_memory
 from lidar_semseg_ros.formats.config_files import package_share
 from lidar_semseg_ros.formats.pointcloud2 import cloud_from_frame
 from lidar_semseg_ros.network.segmenter import Segmenter, SegmenterConfig
@@ -32,7 +31,6 @@ def main() -> None:
     parser.add_argument("--model", default="indoor-small")
     parser.add_argument("--device", default="cpu")
     args = parser.parse_args()
-    keep_freed_memory()
     views = random_views(np.random.default_rng(0), scanner(RINGS, COLUMNS))
     clouds = [cloud_from_frame(frame) for frame, _ in islice(views, SWEEPS)]
     segmenter = Segmenter(SegmenterConfig(model=args.model, device=args.device), package_share() / "models")
