@@ -29,6 +29,8 @@ from lidar_semseg_ros.network.waffleiron import WaffleIron, folded
 
 CHUNK_VALUES = 2**17
 """Rows times channels of a chunk: half a megabyte in float32, so that its few arrays fit the cache of a core."""
+SAME_ROWS = 256
+"""In bfloat16, factors have a multiple of so many rows: oneDNN compiles a product for every shape, and keeps it."""
 ROOM_TO_GROW = 1.25
 """Arrays are made this much larger than a sweep needs, so that the next larger one finds room."""
 
@@ -136,23 +138,35 @@ class Linear:
 
     def __call__(self, x: Tensor) -> Tensor:
         """Compute the product; it lies in memory that the next call of any layer in this thread overwrites."""
-        out = self._room.take("product", (len(x), self._weight.shape[1]), self._dtype)
-        return torch.addmm(self._rounded_bias, self._rounded(x), self._weight, out=out)
+        factor = self._rounded(x)
+        out = self._room.take("product", (len(factor), self._weight.shape[1]), self._dtype)
+        return torch.addmm(self._rounded_bias, factor, self._weight, out=out)[: len(x)]
 
     def add_to(self, sum_nC: Tensor, x: Tensor) -> None:
         """Add the product to what is there."""
         if self._dtype == sum_nC.dtype:
             sum_nC.add_(self._bias).addmm_(x, self._weight)
             return
-        addend = self._room.take("addend", sum_nC.shape, self._dtype)
-        torch.mm(self._rounded(x), self._weight, out=addend)
+        factor = self._rounded(x)
+        addend = self._room.take("addend", (len(factor), self._weight.shape[1]), self._dtype)
+        addend = torch.mm(factor, self._weight, out=addend)[: len(x)]
         if self._dtype == torch.bfloat16:
             point_kernels.add(array(addend), self._bias.numpy(), sum_nC.numpy())
         else:
             sum_nC.add_(self._bias).add_(addend)
 
     def _rounded(self, x: Tensor) -> Tensor:
-        return x if x.dtype == self._dtype else self._room.take("rounded", x.shape, self._dtype).copy_(x)
+        """Give a factor in the dtype of the product; what lies in rows beyond those of x means nothing."""
+        if self._dtype == torch.float32:
+            return x
+        rounded = self._room.take("rounded", (multiple(len(x), SAME_ROWS), x.shape[1]), self._dtype)
+        rounded[: len(x)] = x
+        return rounded
+
+
+def multiple(count: int, of: int) -> int:
+    """Round up to a multiple."""
+    return -(-count // of) * of
 
 
 def array(x: Tensor) -> np.ndarray:
@@ -213,15 +227,17 @@ class Embedding:
     def write(self, begin: int, end: int, prepared: NetworkInput, tokens_NC: Tensor) -> None:
         """Embed the points begin … end."""
         x_NI, neighbours_nK, tokens_nC = prepared.features, prepared.neighbours[begin:end], tokens_NC[begin:end]
-        shape = (*neighbours_nK.shape, tokens_nC.shape[1])
+        points, count = neighbours_nK.shape
+        shape = (multiple(points * count, SAME_ROWS) if self._rounds else points * count, tokens_nC.shape[1])
         hidden, mixed = (self._room.take(name, shape, self._dtype) for name in ("hidden", "mixed"))
+        hidden_nKC, mixed_nKC = (rows[: points * count].unflatten(0, (points, count)) for rows in (hidden, mixed))
         highest = self._room.take("highest", tokens_nC.shape)
-        self._expand(x_NI[begin:end], x_NI, neighbours_nK, *self._of_points, array(hidden), tokens_nC.numpy())
-        torch.mm(hidden.flatten(0, 1), self._mix, out=mixed.flatten(0, 1))
+        self._expand(x_NI[begin:end], x_NI, neighbours_nK, *self._of_points, array(hidden_nKC), tokens_nC.numpy())
+        torch.mm(hidden, self._mix, out=mixed)
         if self._rounds:
-            point_kernels.highest_of(array(mixed), highest.numpy())
+            point_kernels.highest_of(array(mixed_nKC), highest.numpy())
         else:
-            torch.amax(mixed, 1, out=highest)
+            torch.amax(mixed_nKC, 1, out=highest)
         tokens_nC.addmm_(highest, self._highest)
 
 
