@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -12,3 +13,14 @@ def shared_data() -> Path:
     if not folder.is_dir():
         pytest.skip("the recordings of ../shared/data are not on this machine")
     return folder
+
+
+@pytest.fixture
+def one_thread() -> Iterator[None]:
+    """PyTorch on one core: small networks are faster so, above all where the cores are busy."""
+    import torch
+
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(threads)

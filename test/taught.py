@@ -25,12 +25,20 @@ from lidar_semseg_ros.formats.dataset import (
 )
 from lidar_semseg_ros.formats.pointcloud2 import cloud_from_frame, pseudo_labelled_cloud
 from lidar_semseg_ros.formats.rig import RecordedCamera, Rig
+from lidar_semseg_ros.network.inputs import InputConfig
 
 STOREYS = ClassTable(name="storeys", names=("below", "above"), colors=((0, 0, 0), (255, 255, 255)))
 CAMERA = PinholeCamera(
     width=64, height=48, matrix=np.array([[40.0, 0, 31.5], [0, 40.0, 23.5], [0, 0, 1]]), distortion=np.zeros(5)
 )
 PERIOD_NS = 100_000_000
+INPUTS = InputConfig(
+    voxel_size_m=0.1,
+    fov_min_m=(-6, -6, -2),
+    fov_max_m=(6, 6, 2),
+    planes=("z", "y", "x"),
+    grids=((24, 24), (24, 8), (24, 8)),
+)
 FORWARD = rigid(OPTICAL_FROM_BODY, np.zeros(3))
 RIG = Rig(
     lidar=LidarCalibration(stamp="start"),

@@ -7,16 +7,14 @@ import errno
 import logging
 import os
 import shutil
-import signal
 import subprocess
 import sys
-import time
-from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
 import pytest
 import yaml
+from midway import kill_midway
 
 torch = pytest.importorskip("torch", reason="PyTorch is not installed")
 safetensors = pytest.importorskip("safetensors", reason="safetensors is not installed")
@@ -38,14 +36,7 @@ ROOT = Path(__file__).parents[2]
 ONE_THREAD = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)}
 COMMAND = ["-m", "lidar_semseg_ros.cli.main", "distill"]
 
-
-@pytest.fixture(autouse=True)
-def one_thread() -> Iterator[None]:
-    """Networks as small as these are faster so, above all where the cores are busy."""
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
+pytestmark = pytest.mark.usefixtures("one_thread")
 
 
 @pytest.fixture(scope="module")
@@ -93,11 +84,7 @@ def test_a_run_that_was_killed_goes_on_to_the_same_losses(config: Path, tmp_path
     whole, killed = tmp_path / "whole.safetensors", tmp_path / "killed.safetensors"
     settings = ["--steps", "40", "--checkpoint", "4"]
     command = [sys.executable, *COMMAND, str(config), "-o", str(killed), *settings]
-    with subprocess.Popen(command, cwd=ROOT, env=ONE_THREAD, stderr=subprocess.DEVNULL) as process:
-        deadline = time.monotonic() + 60
-        while not killed.with_suffix(".checkpoint").exists() and time.monotonic() < deadline:
-            time.sleep(0.01)
-        process.send_signal(signal.SIGKILL)
+    kill_midway(command, killed.with_suffix(".checkpoint").exists, ONE_THREAD)
     assert killed.with_suffix(".checkpoint").exists() and not killed.exists()
     done = len(losses(killed)) if killed.with_suffix(".losses.csv").exists() else 0
     assert done < 40

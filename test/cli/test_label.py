@@ -7,12 +7,12 @@ import os
 import signal
 import subprocess
 import sys
-import time
 from pathlib import Path
 
 import numpy as np
 import pytest
 from foreign_reader import decoded_by_others
+from midway import kill_midway, wait_midway
 
 transformers = pytest.importorskip("transformers", reason="teachers need transformers, the extra 'teacher'")
 pytest.importorskip("embreex", reason="the simulator needs embreex, the extra [sim]")
@@ -133,11 +133,7 @@ def test_a_run_that_was_killed_is_finished_by_the_next_with_the_same_result(
 ) -> None:
     output, part = tmp_path / "a.mcap", tmp_path / "a.part.mcap"
     command = [sys.executable, "-m", "lidar_semseg_ros.cli.main", *arguments(bag, teacher, output)]
-    with subprocess.Popen(command, cwd=ROOT, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL) as process:
-        deadline = time.monotonic() + 60
-        while not (part.exists() and part.stat().st_size > 2_000_000) and time.monotonic() < deadline:
-            time.sleep(0.01)
-        process.kill()
+    kill_midway(command, lambda: part.exists() and part.stat().st_size > 2_000_000)
     assert not output.exists() and part.exists()
     with open_bag(part) as cut_off:
         assert 0 < cut_off.message_count(PSEUDO_LABEL_TOPIC) < FRAMES
@@ -179,9 +175,7 @@ def test_what_a_process_of_ray_was_killed_at_is_finished_by_the_next(bag: Path, 
     subprocess.run([*labelling, *arguments(bag, teacher, plain)], cwd=ROOT, env=environment, check=True)
     command = [*labelling, *arguments(bag, teacher, output, "--ray", "local")]
     with subprocess.Popen(command, cwd=ROOT, env=environment, stdout=subprocess.DEVNULL) as process:
-        deadline = time.monotonic() + 120
-        while not (part.exists() and part.stat().st_size > 2_000_000) and time.monotonic() < deadline:
-            time.sleep(0.01)
+        wait_midway(process, lambda: part.exists() and part.stat().st_size > 2_000_000)
         os.kill(_task_of(process.pid), signal.SIGKILL)
     assert process.returncode == 0 and content(output) == content(plain)
     assert sorted(path.name for path in tmp_path.iterdir()) == ["a.mcap", "plain.mcap"]

@@ -4,16 +4,13 @@ from __future__ import annotations
 
 import csv
 import os
-import signal
-import subprocess
 import sys
-import time
-from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
 import pytest
 import yaml
+from midway import kill_midway
 
 torch = pytest.importorskip("torch", reason="PyTorch is not installed")
 pytest.importorskip("safetensors", reason="safetensors is not installed")
@@ -39,16 +36,8 @@ PLAN = {
         "intensity_std": 50,
     },
 }
+pytestmark = pytest.mark.usefixtures("one_thread")
 SHORT = ["--batch", "1", "--max-points", "300", "--workers", "0", "--warmup", "1"]
-
-
-@pytest.fixture(autouse=True)
-def one_thread() -> Iterator[None]:
-    """Networks as small as these are faster so, above all where the cores are busy."""
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
 
 
 @pytest.fixture
@@ -97,11 +86,7 @@ def test_a_training_that_was_killed_goes_on_to_the_same_losses_and_weights(plan:
     whole, killed = tmp_path / "whole.safetensors", tmp_path / "killed.safetensors"
     settings = [*SHORT, "--steps", "12", "--checkpoint", "2"]
     command = [sys.executable, "-m", "lidar_semseg_ros.cli.main", "train", str(plan), "-o", str(killed), *settings]
-    with subprocess.Popen(command, cwd=ROOT, env=ONE_THREAD, stderr=subprocess.DEVNULL) as process:
-        deadline = time.monotonic() + 120
-        while not killed.with_suffix(".checkpoint").exists() and time.monotonic() < deadline:
-            time.sleep(0.01)
-        process.send_signal(signal.SIGKILL)
+    kill_midway(command, killed.with_suffix(".checkpoint").exists, ONE_THREAD)
     assert torch.load(killed.with_suffix(".checkpoint"), weights_only=True)["steps"] < 12 and not killed.exists()
     main(["train", str(plan), "-o", str(killed), *settings, "--workers", "1"])
     main(["train", str(plan), "-o", str(whole), *settings])

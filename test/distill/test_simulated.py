@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 torch = pytest.importorskip("torch", reason="PyTorch is not installed")
-from taught import STOREYS, two_storeys
+from taught import INPUTS, STOREYS, two_storeys
 from torch import nn
 
 from lidar_semseg_ros.core.frame import UNLABELLED, LidarFrame
@@ -21,16 +21,9 @@ from lidar_semseg_ros.distill.processes import World
 from lidar_semseg_ros.distill.run_files import RunFiles
 from lidar_semseg_ros.distill.samples import TaughtBatches
 from lidar_semseg_ros.distill.simulated import SimulatedSweeps
-from lidar_semseg_ros.network.inputs import InputConfig, prepare, to_points
+from lidar_semseg_ros.network.inputs import prepare, to_points
 from lidar_semseg_ros.network.waffleiron import WaffleIron, WaffleIronConfig, planes_of
 
-INPUTS = InputConfig(
-    voxel_size_m=0.1,
-    fov_min_m=(-6, -6, -2),
-    fov_max_m=(6, 6, 2),
-    planes=("z", "y", "x"),
-    grids=((24, 24), (24, 8), (24, 8)),
-)
 NETWORK = WaffleIronConfig(inputs=5, width=16, depth=3, outputs=2)
 
 

@@ -4,33 +4,17 @@ import numpy as np
 import pytest
 
 torch = pytest.importorskip("torch", reason="PyTorch is not installed")
+from taught import INPUTS, two_storeys
 
-from lidar_semseg_ros.core.frame import UNLABELLED, LidarFrame
+from lidar_semseg_ros.core.frame import UNLABELLED
 from lidar_semseg_ros.distill.augment import intensity_changed, rings_thinned, turned_flipped_scaled
 from lidar_semseg_ros.distill.batch_norms import calibrated
 from lidar_semseg_ros.distill.batches import collate, training_sample
 from lidar_semseg_ros.distill.losses import cross_entropy_and_lovasz, lovasz_softmax
 from lidar_semseg_ros.distill.schedule import warmup_cosine
-from lidar_semseg_ros.network.inputs import InputConfig
 from lidar_semseg_ros.network.waffleiron import WaffleIron, WaffleIronConfig, planes_of
 
-INPUTS = InputConfig(
-    voxel_size_m=0.1,
-    fov_min_m=(-6, -6, -2),
-    fov_max_m=(6, 6, 2),
-    planes=("z", "y", "x"),
-    grids=((24, 24), (24, 8), (24, 8)),
-)
 NETWORK = WaffleIronConfig(inputs=5, width=16, depth=3, outputs=2)
-
-
-def two_storeys(rng: np.random.Generator, points: int = 900) -> tuple[LidarFrame, np.ndarray]:
-    """Points whose class is whether they lie above or below z = 0."""
-    xyz = rng.uniform((-4, -4, -1.5), (4, 4, 1.5), (points, 3)).astype(np.float32)
-    ring = (np.arange(points) % 16).astype(np.uint16)
-    intensity = rng.uniform(0, 200, points).astype(np.float32)
-    frame = LidarFrame(stamp_ns=0, frame_id="", xyz=xyz, ring=ring, intensity=intensity)
-    return frame, (xyz[:, 2] > 0).astype(np.uint8)
 
 
 def test_lovasz_softmax_by_hand() -> None:
@@ -69,7 +53,7 @@ def test_a_batch_without_a_label_has_no_loss() -> None:
 
 
 def test_turning_flipping_and_scaling_keeps_shapes_up_to_a_tenth() -> None:
-    frame, _ = two_storeys(np.random.default_rng(0))
+    frame, _ = two_storeys(np.random.default_rng(0), 900)
     for seed in range(5):
         changed = turned_flipped_scaled(frame, np.random.default_rng(seed))
         scale = np.linalg.norm(changed.xyz, axis=1) / np.linalg.norm(frame.xyz, axis=1)
@@ -78,7 +62,7 @@ def test_turning_flipping_and_scaling_keeps_shapes_up_to_a_tenth() -> None:
 
 
 def test_thinning_blanks_whole_rings_and_keeps_rows() -> None:
-    frame, _ = two_storeys(np.random.default_rng(0))
+    frame, _ = two_storeys(np.random.default_rng(0), 900)
     thinned = rings_thinned(frame, np.random.default_rng(0), probability=1.0)
     kept = thinned.has_return()
     assert len(thinned) == len(frame) and 0 < kept.mean() < 0.6
@@ -86,7 +70,7 @@ def test_thinning_blanks_whole_rings_and_keeps_rows() -> None:
 
 
 def test_intensity_is_taken_away_or_bent_monotonically() -> None:
-    frame, _ = two_storeys(np.random.default_rng(0))
+    frame, _ = two_storeys(np.random.default_rng(0), 900)
     assert intensity_changed(frame, np.random.default_rng(0), missing=1.0).intensity is None
     bent = intensity_changed(frame, np.random.default_rng(0), missing=0.0).intensity
     assert np.array_equal(np.argsort(bent), np.argsort(frame.intensity))
@@ -127,7 +111,7 @@ def test_warm_up_rises_and_the_cosine_falls_to_its_floor() -> None:
 def test_calibrated_statistics_are_the_mean_and_variance_of_the_batches() -> None:
     torch.manual_seed(0)
     rng = np.random.default_rng(0)
-    batches = [collate([training_sample(*two_storeys(rng), INPUTS, 5000, rng)]) for _ in range(3)]
+    batches = [collate([training_sample(*two_storeys(rng, 900), INPUTS, 5000, rng)]) for _ in range(3)]
     model = calibrated(WaffleIron(NETWORK), batches)
     expected = torch.stack([batch.features.mean(dim=0) for batch in batches]).mean(dim=0)
     assert torch.allclose(model.embed.norm.running_mean, expected, atol=1e-5)
