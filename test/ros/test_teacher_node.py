@@ -271,18 +271,23 @@ def test_the_thread_that_labels_has_the_policy_that_is_set_and_the_one_that_hear
 
 
 @pytest.fixture
-def no_policies(monkeypatch: pytest.MonkeyPatch) -> None:
-    """A system, such as a container, that lets nobody set a policy."""
+def no_policies(monkeypatch: pytest.MonkeyPatch) -> threading.Event:
+    """A system, such as a container, that lets nobody set a policy, and says so once the event is set."""
+    asked = threading.Event()
 
     def refuse(*_: object) -> None:
+        asked.wait(120)
         raise PermissionError(1, "Operation not permitted")
 
     monkeypatch.setattr(os, "sched_setscheduler", refuse)
+    return asked
 
 
 def test_where_the_policy_cannot_be_set_that_is_said_and_clouds_are_labelled_all_the_same(
-    no_policies: None, capfd: pytest.CaptureFixture[str], robot: Drive, frames: list[SimulatedFrame]
+    no_policies: threading.Event, capfd: pytest.CaptureFixture[str], robot: Drive, frames: list[SimulatedFrame]
 ) -> None:
+    # Not before the test has begun: capfd hears nothing of what a thread says between the fixtures and the test.
+    no_policies.set()
     robot.listen()
     robot.publish(frames[0])
     robot.until(lambda: frames[0].frame.stamp_ns in robot.labelled)
