@@ -18,8 +18,7 @@ def shared_data() -> Path:
 @pytest.fixture
 def one_thread() -> Iterator[None]:
     """PyTorch on one core: small networks are faster so, above all where the cores are busy."""
-    import torch
-
+    torch = pytest.importorskip("torch", reason="PyTorch is not installed")
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
     yield

@@ -15,11 +15,14 @@ from lidar_semseg_ros.distill.recordings import SourceConfig
 from lidar_semseg_ros.formats.config_files import class_table, read_yaml
 from lidar_semseg_ros.network.inputs import InputConfig
 from lidar_semseg_ros.teacher.lifting import LiftingConfig
-from lidar_semseg_ros.teacher.vision import PRECISIONS, VisionConfig
+from lidar_semseg_ros.teacher.vision import PRECISIONS as VISION_PRECISIONS
+from lidar_semseg_ros.teacher.vision import VisionConfig
 
 SPLITS = ("train", "validation", "test")
 """Lists of recordings: learned from, looked at meanwhile if `validate` says so, and only kept apart from both."""
 PARTS = ("classes", "start", "network", "inputs", "settings", *SPLITS)
+PRECISIONS = ("float32", "bfloat16")
+"""Of trainings; in float16, gradients would have to be scaled."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -102,7 +105,7 @@ class ImageTeacherConfig:
     masks: str = setting("", "folder or hub id of a model with masks (SAM 2), for objectives.superpixels: masks")
     download: bool = setting(False, "fetch a model that is not on this machine yet")
     px: int = setting(448, "shorter side that images are resized to", minimum=14)
-    precision: str = setting("float32", "arithmetic of the model", choices=PRECISIONS)
+    precision: str = setting("float32", "arithmetic of the model", choices=VISION_PRECISIONS)
 
     def vision(self, model: str, device: str) -> VisionConfig:
         """Give what one of the models is loaded with."""

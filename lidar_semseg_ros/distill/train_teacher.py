@@ -18,6 +18,7 @@ from lidar_semseg_ros.core.errors import UserError
 from lidar_semseg_ros.core.frame import UNLABELLED
 from lidar_semseg_ros.core.options import setting
 from lidar_semseg_ros.distill.losses import cross_entropy_and_lovasz
+from lidar_semseg_ros.distill.plan import PRECISIONS
 from lidar_semseg_ros.distill.schedule import warmup_cosine
 
 WIDTH, HEIGHT = 320, 240
@@ -31,9 +32,7 @@ SHAPE = {
 """A quarter of the smallest published SegFormer (Xie et al., NeurIPS 2021): 0.85 M weights."""
 
 PIXELS = 4096
-"""Of each image so many are learned from, in each step others: neighbours tell nearly the same."""
-KEPT = 64
-"""Images that are seen again, as half of each batch: to render them takes longer than to learn from them."""
+"""Of each image so many are learned from: neighbours tell nearly the same."""
 
 LabelledImages = Callable[[np.random.Generator], Iterator[tuple[np.ndarray, np.ndarray]]]
 """An endless source of images (H, W, 3) uint8 and classes (H, W) uint8, determined by its generator."""
@@ -48,6 +47,7 @@ class TeacherTrainConfig:
     learning_rate: float = setting(1e-3, "peak of the cosine schedule", minimum=0.0)
     warmup: int = setting(100, "steps of linear warm-up", minimum=0)
     workers: int = setting(1, "processes that render images; 0 renders in this one", minimum=0)
+    precision: str = setting("float32", "arithmetic of the layers; the loss stays float32", choices=PRECISIONS)
     seed: int = setting(0, "of weights, images and augmentation", minimum=0)
 
 
@@ -69,26 +69,33 @@ class _Batches(IterableDataset[_Batch]):
         worker = get_worker_info()
         rng = np.random.default_rng([self._config.seed, worker.id if worker else 0])
         images = self._images(rng)
-        kept: list[tuple[np.ndarray, np.ndarray]] = []
         while True:
-            chosen = [kept[number] for number in rng.permutation(len(kept))[: self._config.batch // 2]]
-            new = [next(images) for _ in range(self._config.batch - len(chosen))]
-            kept = [*kept, *new][-KEPT:]
-            pixels, classes = (np.stack(arrays) for arrays in zip(*(augmented(*one, rng) for one in [*new, *chosen])))
+            seen = [augmented(*next(images), rng) for _ in range(self._config.batch)]
+            pixels, classes = (np.stack(arrays) for arrays in zip(*seen))
             yield _batch(pixels, classes, rng)
 
 
 def _batch(pixels_BHWC: np.ndarray, classes_BHW: np.ndarray, rng: np.random.Generator) -> _Batch:
-    """Choose the pixels that are learned from."""
     images, height, width = classes_BHW.shape
-    line, column = (rng.integers(side, size=(images, PIXELS)) for side in (height, width))
+    chosen = np.stack([chosen_pixels(classes, rng) for classes in classes_BHW.reshape(images, -1)])
+    line, column = np.divmod(chosen, width)
     places = np.stack([(2 * column + 1) / width - 1, (2 * line + 1) / height - 1], axis=-1).astype(np.float32)
-    classes = classes_BHW[np.arange(images)[:, None], line, column].astype(np.int64)
+    classes = np.take_along_axis(classes_BHW.reshape(images, -1), chosen, axis=1).astype(np.int64)
     return _Batch(
         images=torch.from_numpy(normalised(pixels_BHWC)),
         places=torch.from_numpy(places[:, None]),
         classes=torch.from_numpy(classes.ravel()),
     )
+
+
+def chosen_pixels(classes_N: np.ndarray, rng: np.random.Generator) -> np.ndarray:
+    """Choose the pixels of an image that are learned from: (PIXELS,) positions, of a class of n pixels ∝ √n.
+
+    Chosen evenly, chairs, tables and people, a hundredth of the pixels each, are not learned in thousands of steps.
+    """
+    _, of_pixel, pixels = np.unique(classes_N, return_inverse=True, return_counts=True)
+    reached = np.cumsum(1 / np.sqrt(pixels)[of_pixel])
+    return np.searchsorted(reached, rng.uniform(0, reached[-1], PIXELS)).clip(max=len(classes_N) - 1)
 
 
 def augmented(pixels: np.ndarray, classes: np.ndarray, rng: np.random.Generator) -> tuple[np.ndarray, np.ndarray]:
@@ -142,13 +149,17 @@ def train_teacher(
     """
     torch.manual_seed(config.seed)
     device = "cuda" if torch.cuda.is_available() else "cpu"
-    model = model.to(device).train()
+    # Channels last, with which the convolutions of so few channels take half of the time on a CPU.
+    model = model.to(device, memory_format=torch.channels_last).train()
     optimiser = torch.optim.AdamW(model.parameters(), lr=config.learning_rate, weight_decay=0.01)
     schedule = LambdaLR(optimiser, lambda step: warmup_cosine(step, config.warmup, config.steps))
     loader = DataLoader(_Batches(images, config), batch_size=None, num_workers=config.workers)
     for step, batch in zip(range(config.steps), loader):
-        logits_BChw = model(pixel_values=batch.images.to(device)).logits
-        sampled_BC1P = F.grid_sample(logits_BChw, batch.places.to(device), align_corners=False, padding_mode="border")
+        pixels = batch.images.to(device, memory_format=torch.channels_last)
+        with torch.autocast(device, torch.bfloat16, enabled=config.precision == "bfloat16"):
+            logits_BChw = model(pixel_values=pixels).logits
+        places = batch.places.to(device)
+        sampled_BC1P = F.grid_sample(logits_BChw.float(), places, align_corners=False, padding_mode="border")
         logits = sampled_BC1P.movedim(1, -1).flatten(0, -2)
         loss = cross_entropy_and_lovasz(logits, batch.classes.to(device))
         optimiser.zero_grad()

@@ -17,7 +17,7 @@ from lidar_semseg_ros.core.options import setting
 from lidar_semseg_ros.teacher import vision_models as models
 from lidar_semseg_ros.teacher.scores import PixelScores, certain_scores
 
-PRECISIONS = ("float32", "bfloat16")
+PRECISIONS = ("float32", "bfloat16", "float16")
 
 TEACHERS: dict[str, type[models.VisionModel]] = {
     "EomtForUniversalSegmentation": models.Eomt,
@@ -44,6 +44,9 @@ class VisionConfig:
     download: bool = setting(False, "fetch a model that is not on this machine yet")
     device: str = setting("auto", "auto (a GPU if there is one), cpu, cuda or cuda:N")
     precision: str = setting("float32", "arithmetic of the model; its outputs are always float32", choices=PRECISIONS)
+    compile: bool = setting(
+        False, "have torch.compile make the model faster: a minute at the first image of a size, not kept for later"
+    )
     scores_px: int = setting(640, "longer side of the grid of pixel labels; 0 labels every pixel", minimum=0)
     features_px: int = setting(448, "shorter side that an image is resized to for patch features", minimum=14)
     points_per_side: int = setting(

@@ -125,6 +125,8 @@ class VisionModel:
     gives: tuple[str, ...]
     model_class: ClassVar[str | None] = None
     """The class to load where it is another than the architecture that the checkpoint names."""
+    compiled_part: ClassVar[str] = ""
+    """The submodule that `compile` is for; all of the model by default."""
 
     def __init__(self, checkpoint: Checkpoint, architecture: str, config: VisionConfig) -> None:
         """Load the weights onto the device; UserError if they are missing or not all there."""
@@ -150,6 +152,8 @@ class VisionModel:
         if lost:
             raise UserError(f"the weights of {checkpoint.model} lack {lost[0]} and do not fit {name}; fetch it again")
         self.model = model.eval().requires_grad_(False).to(self.device)
+        if config.compile:
+            self.model.get_submodule(self.compiled_part).compile()
 
     def train(self, mode: bool = True) -> None:
         """Refuse: what a teacher says must not depend on who it taught."""
@@ -184,14 +188,21 @@ class VisionModel:
 
     @contextlib.contextmanager
     def _asking(self) -> Iterator[None]:
-        """Run what is inside without gradients, and the model's arithmetic in the precision that is set."""
+        """Run what is inside without gradients, and the model's arithmetic in the precision that is set.
+
+        UserError where the model cannot be compiled.
+        """
         import torch
 
         precision = getattr(torch, self.config.precision)
         # Autocast rather than weights of this type: several architectures mix in float32 tensors of their own.
         lower = torch.autocast(self.device.partition(":")[0], precision, enabled=precision != torch.float32)
-        with torch.inference_mode(), lower:
-            yield
+        try:
+            with torch.inference_mode(), lower:
+                yield
+        except torch._dynamo.exc.TorchDynamoException as error:
+            why = str(error).strip().splitlines()[0]
+            raise UserError(f"{self.checkpoint.model} cannot be compiled: {why}; set compile to false") from error
 
     def _asked(self, **inputs: Any) -> Any:
         with self._asking():
@@ -321,6 +332,8 @@ class Segformer(LabelModel):
     """
 
     gives = ("labels", "features")
+    # Not the head: hooks, by which features are seen, are not heard inside of what is compiled.
+    compiled_part = "segformer"
 
     def features(self, images: Sequence[CameraImage]) -> list[PatchFeatures]:
         """Give the fused features of all stages as a map over each image: (h, w, D) float32."""
@@ -425,6 +438,8 @@ class ClipSeg(LabelModel):
     do not become labels.
     """
 
+    compiled_part = "clip.vision_model"
+
     def answer_in(self, table: ClassTable, class_map: ClassMap | None) -> None:
         """Ask for the names in the map, the first of each class; without a map, for those of the table."""
         from transformers import AutoTokenizer
@@ -487,6 +502,7 @@ class Sam2(VisionModel):
 
     gives = ("segments",)
     model_class = "Sam2Model"
+    compiled_part = "vision_encoder"
 
     def segments(self, images: Sequence[CameraImage]) -> list[np.ndarray]:
         """Give the automatic masks of each image as (height, width) int32 ids, 0 the largest; −1 where there is none.

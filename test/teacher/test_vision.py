@@ -3,7 +3,6 @@ from __future__ import annotations
 import functools
 import json
 import shutil
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +20,8 @@ from lidar_semseg_ros.formats.config_files import class_map, class_table
 from lidar_semseg_ros.formats.masks import mask_files, read_mask
 from lidar_semseg_ros.teacher.vision import MaskFiles, VisionConfig, load_teacher
 from lidar_semseg_ros.teacher.vision_models import PatchFeatures, distinct_masks, mask_scores, stability
+
+pytestmark = pytest.mark.usefixtures("one_thread")
 
 NAMES = ("wall", "floor", "ceiling", "door", "chair")
 TABLE = ClassTable(name="five", names=NAMES, colors=tuple((i, i, i) for i in range(5)))
@@ -177,15 +178,6 @@ LABEL_TEACHERS = {
 }  # fmt: skip
 FEATURE_TEACHERS = {"dinov2": dinov2, "dinov2 with registers": dinov2_with_registers, "dinov3": dinov3}
 MAKERS = {**LABEL_TEACHERS, **FEATURE_TEACHERS, "sam2": sam2}
-
-
-@pytest.fixture(scope="module", autouse=True)
-def one_thread() -> Iterator[None]:
-    """Threads only wait for each other on models as small as these."""
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
 
 
 @pytest.fixture(scope="module")
@@ -358,15 +350,35 @@ def test_a_batch_of_mixed_sizes_equals_single_images(name: str, folders: Any) ->
     assert teacher.label([]) == []
 
 
+@pytest.mark.parametrize(("precision", "error"), [("bfloat16", 0.05), ("float16", 0.005)])
 @pytest.mark.parametrize("name", LABEL_TEACHERS)
-def test_lower_precision_gives_nearly_the_same_in_float32(name: str, folders: Any) -> None:
+def test_lower_precision_gives_nearly_the_same_in_float32(
+    name: str, precision: str, error: float, folders: Any
+) -> None:
     image = photo(WIDE)
     (exact,) = teacher_at(folders(name)).label([image])
-    (lower,) = teacher_at(folders(name), precision="bfloat16").label([image])
+    (lower,) = teacher_at(folders(name), precision=precision).label([image])
     assert lower.confidence.dtype == np.float32
-    # bfloat16 has 8 bits, and these random models have few layers.
-    assert np.abs(lower.confidence - exact.confidence).mean() < 0.05
+    # They have 8 and 11 bits, and these random models have few layers.
+    assert np.abs(lower.confidence - exact.confidence).mean() < error
     assert not (lower.confidence == exact.confidence).all()
+
+
+@pytest.mark.skipif(shutil.which("g++") is None, reason="torch.compile needs a C++ compiler")
+def test_a_compiled_model_says_the_same_and_its_features_are_heard(folders: Any) -> None:
+    image, plain = photo(WIDE), teacher_at(folders("segformer"))
+    compiled = teacher_at(folders("segformer"), compile=True)
+    (expected,), (said,) = plain.label([image]), compiled.label([image])
+    assert said.confidence == pytest.approx(expected.confidence, abs=1e-5)
+    assert compiled.features([image])[0].values == pytest.approx(plain.features([image])[0].values, abs=1e-4)
+
+
+def test_a_machine_that_cannot_compile_says_what_to_set(folders: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    torch._dynamo.reset()
+    monkeypatch.setattr("torch._inductor.config.cpp.cxx", ("no-such-compiler",))
+    monkeypatch.setattr("torch._inductor.config.force_disable_caches", True)
+    with pytest.raises(UserError, match=r"cannot be compiled: .*no-such-compiler.*; set compile to false"):
+        teacher_at(folders("dinov2"), features_px=56, compile=True).features([photo(WIDE)])
 
 
 def test_a_checkpoint_in_half_precision_is_computed_in_single_precision(folders: Any, tmp_path: Path) -> None:
@@ -408,7 +420,7 @@ def test_features_are_the_patch_tokens_in_their_places(name: str, folders: Any) 
 
 def test_features_of_a_batch_equal_those_of_single_images_also_in_lower_precision(folders: Any) -> None:
     images = [photo(WIDE), photo(TALL, 1), photo(WIDE, 2)]
-    for precision in ("float32", "bfloat16"):
+    for precision in ("float32", "bfloat16", "float16"):
         teacher = teacher_at(folders("dinov2"), features_px=56, precision=precision)
         for image, together in zip(images, teacher.features(images)):
             assert together.values.dtype == np.float32
