@@ -140,10 +140,12 @@ def _complete(output: Path, drive: _Drive, on_cloud: Callable[[int, int], None])
         if begun is not None:
             drive.require_same_settings(begun, str(cut_off))
         with BagWriter(part) as writer:
-            drive.label(writer, _Taken() if begun is None else _taken_over(begun, writer), on_cloud)
+            taken = _Taken() if begun is None else _taken_over(begun, writer)
+            writer.flush()
+            if cut_off:
+                cut_off.unlink()
+            drive.label(writer, taken, on_cloud)
     part.rename(output)
-    if cut_off:
-        cut_off.unlink()
 
 
 def _set_aside(part: Path) -> Path | None:

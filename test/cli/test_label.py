@@ -128,15 +128,21 @@ def test_readers_of_others_decode_all_that_is_recorded(bag: Path, teacher: Path,
     assert json.loads(found["/teacher/output/settings"][0].data)["never_labelled"] == []
 
 
-def test_a_run_that_was_killed_is_finished_by_the_next_with_the_same_result(
+def test_a_run_that_was_killed_again_and_again_is_finished_with_the_same_result_and_nothing_is_done_twice(
     bag: Path, teacher: Path, labelled: Path, tmp_path: Path
 ) -> None:
     output, part = tmp_path / "a.mcap", tmp_path / "a.part.mcap"
     command = [sys.executable, "-m", "lidar_semseg_ros.cli.main", *arguments(bag, teacher, output)]
-    kill_midway(command, lambda: part.exists() and part.stat().st_size > 2_000_000)
-    assert not output.exists() and part.exists()
-    with open_bag(part) as cut_off:
-        assert 0 < cut_off.message_count(PSEUDO_LABEL_TOPIC) < FRAMES
+    done = [0]
+    for size in (2_000_000, 3_500_000):
+        kill_midway(command, lambda size=size: part.exists() and part.stat().st_size > size)
+        assert [path.name for path in tmp_path.iterdir()] == ["a.part.mcap"]
+        with open_bag(part) as cut_off:
+            done.append(cut_off.message_count(PSEUDO_LABEL_TOPIC))
+    assert done[0] < done[1] < done[2] < FRAMES
+    # What was killed while it copied leaves both files; the older one is whole.
+    part.rename(tmp_path / "a.cut-off.mcap")
+    part.write_bytes((tmp_path / "a.cut-off.mcap").read_bytes()[:1_000_000])
     main(arguments(bag, teacher, output))
     assert content(output) == content(labelled)
     assert sorted(path.name for path in tmp_path.iterdir()) == ["a.mcap"]
