@@ -7,7 +7,7 @@ from launch.actions import IncludeLaunchDescription
 from launch.launch_description_sources import PythonLaunchDescriptionSource
 from launch_ros.actions import Node
 
-from lidar_semseg_ros.ros.launching import COMMON_ARGUMENTS, SHARE, Given, described
+from lidar_semseg_ros.ros.launching import COMMON_ARGUMENTS, SHARE, TEACHER_OUTPUTS, Given, described
 
 ARGUMENTS = COMMON_ARGUMENTS | {
     "lidars": ("", "names of several lidars, comma-separated: each has its own node, NAME/segmenter, in one process"),
@@ -22,9 +22,10 @@ ARGUMENTS = COMMON_ARGUMENTS | {
     "params_file": (str(SHARE / "config" / "segment.yaml"), "parameters of the segmenter"),
     "teacher": (
         "false",
-        "true: pseudo-label the clouds, too (of several lidars the first one's), with the arguments of "
-        "teacher.launch.py",
+        "true: pseudo-label the clouds, too (of several lidars the first one's), with cameras, images, calibration … "
+        "as in teacher.launch.py; record gets its labels, too, but not all that training needs, as there",
     ),
+    "teacher_params_file": (str(SHARE / "config" / "teacher.yaml"), "parameters of the teacher"),
     "rviz": ("false", "true: show the labelled clouds of all lidars in RViz"),
     "fixed_frame": ("", "RViz's fixed frame: the lidar's own, or one that /tf leads to from it; empty: lidar"),
     "foxglove": (
@@ -83,15 +84,19 @@ def nodes(context):
         source = PythonLaunchDescriptionSource(str(SHARE / "launch" / "teacher.launch.py"))
         only_the_teacher = {"bag": "", "record": "", "use_sim_time": str(given.clock["use_sim_time"]).lower()}
         only_the_teacher["points"] = points[0]
-        only_the_teacher["params_file"] = str(SHARE / "config" / "teacher.yaml")
+        only_the_teacher["params_file"] = given["teacher_params_file"]
         actions.append(IncludeLaunchDescription(source, launch_arguments=only_the_teacher.items()))
     inputs = [f"{given.inside}/{name}/input/pointcloud" for name in segmenters] if lidars else ["~/input/pointcloud"]
     remaps = [*zip(inputs, points), *((f"~/input/{name}", given[name]) for name in ("image", "camera_info"))]
     parameters = [params_file, {**given.parameters("model", "device"), **given.clock}]
     actions.append(given.node("segmenter", parameters, lidars, remappings=remaps))
-    actions += given.player(subscribers=1 + given.is_true("teacher") + bool(given["record"]))
-    outputs = ["pointcloud/segmentation", "class_map"]
-    return actions + given.recorder(points, {name: outputs for name in segmenters})
+    outputs = {name: ["pointcloud/segmentation", "class_map"] for name in segmenters}
+    if given.is_true("teacher"):
+        outputs["teacher"] = TEACHER_OUTPUTS
+    # The first lidar's clouds are heard by its segmenter and, where there is a recorder, by that and by the teacher,
+    # whose labels it wants; without one, nobody need listen to a teacher, which then does not listen either.
+    actions += given.player(subscribers=2 + given.is_true("teacher") if given["record"] else 1)
+    return actions + given.recorder(points, outputs)
 
 
 def generate_launch_description():

@@ -1,6 +1,6 @@
 """Pseudo-label a live lidar by its cameras, or a recording with bag:=… (which also plays it and sets use_sim_time)."""
 
-from lidar_semseg_ros.ros.launching import COMMON_ARGUMENTS, SHARE, Given, described
+from lidar_semseg_ros.ros.launching import COMMON_ARGUMENTS, SHARE, TEACHER_OUTPUTS, Given, described
 
 ARGUMENTS = COMMON_ARGUMENTS | {
     "points": ("/lidar/points", "topic of the lidar's PointCloud2"),
@@ -39,7 +39,7 @@ def nodes(context):
     beside = [*infos.values(), given["odometry"], "/tf", "/tf_static"]
     if given.is_true("record_images"):
         beside += images.values()
-    return actions + given.recorder(beside, {"teacher": ["pointcloud/pseudo_labels", "class_map", "settings"]})
+    return actions + given.recorder(beside, {"teacher": TEACHER_OUTPUTS})
 
 
 def generate_launch_description():

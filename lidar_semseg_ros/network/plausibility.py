@@ -35,9 +35,12 @@ def doubt(
     returned = frame.has_return()
     if not returned.any():
         return "no point of the cloud is a return: all are NaN or at the origin"
-    found = _doubtful_intensity(frame, returned, inputs, sensor) or _doubtful_pose(labels, returned, inputs)
-    is_told = is_levelled or sensor.roll or sensor.pitch or sensor.sensor_height
-    return found or ("" if is_told else _doubtful_side(frame, labels, returned, classes))
+    is_told = bool(is_levelled or sensor.roll or sensor.pitch or sensor.sensor_height)
+    return (
+        _doubtful_intensity(frame, returned, inputs, sensor)
+        or _doubtful_pose(frame, labels, returned, inputs, is_told)
+        or ("" if is_told else _doubtful_side(frame, labels, returned, classes))
+    )
 
 
 def _doubtful_intensity(frame: LidarFrame, returned: np.ndarray, inputs: InputConfig, sensor: SensorConfig) -> str:
@@ -55,16 +58,31 @@ def _doubtful_intensity(frame: LidarFrame, returned: np.ndarray, inputs: InputCo
     return ""
 
 
-def _doubtful_pose(labels: PointLabels, returned: np.ndarray, inputs: InputConfig) -> str:
-    outside = float((labels.class_id[returned] == UNLABELLED).mean())
-    if outside <= MOSTLY:
+def _doubtful_pose(
+    frame: LidarFrame, labels: PointLabels, returned: np.ndarray, inputs: InputConfig, is_told: bool
+) -> str:
+    unlabelled = float((labels.class_id[returned] == UNLABELLED).mean())
+    if unlabelled > MOSTLY:
+        seen = f"{unlabelled:.0%} of the points get no label"
+    # Where a transform or a setting turns the sweep, what the sensor measured does not tell where the points lie.
+    elif (
+        inputs.max_label_distance_m == np.inf and not is_told and (beyond := _beyond(frame, returned, inputs)) > MOSTLY
+    ):
+        seen = f"{beyond:.0%} of the points lie where the model does not look and take the label of the nearest seen"
+    else:
         return ""
     box = " × ".join(f"{low:g} … {high:g}" for low, high in zip(inputs.fov_min_m, inputs.fov_max_m))
     return (
-        f"{outside:.0%} of the points get no label: the model looks at x × y × z of {box} m around a level sensor; "
-        f"if it is tilted or hangs upside down, set input.roll and input.pitch (3.14159 for upside down) or "
-        f"input.level_frame; else choose a model for such places, or look at min_score and input.range"
+        f"{seen}: the model looks at x × y × z of {box} m around a level sensor; if it is tilted or hangs upside down, "
+        "set input.roll and input.pitch (3.14159 for upside down) or input.level_frame; else choose a model for such "
+        "places, or look at min_score and input.range"
     )
+
+
+def _beyond(frame: LidarFrame, returned: np.ndarray, inputs: InputConfig) -> float:
+    """Give the share of the returns outside the box that enters the network."""
+    xyz = frame.xyz[returned]
+    return 1 - float(((xyz >= inputs.fov_min_m) & (xyz <= inputs.fov_max_m)).all(axis=1).mean())
 
 
 def _doubtful_side(frame: LidarFrame, labels: PointLabels, returned: np.ndarray, classes: ClassTable) -> str:

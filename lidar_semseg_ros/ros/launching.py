@@ -31,12 +31,16 @@ COMMON_ARGUMENTS = {
     "namespace": ("", "namespace of the nodes"),
     "log_level": ("info", "what the nodes log"),
 }
+TEACHER_OUTPUTS = ["pointcloud/pseudo_labels", "class_map", "settings"]
+"""What is recorded of a teacher."""
 YES_OR_NO = ["true", "false", "True", "False"]
 CHOICES = {
     "rviz": YES_OR_NO,
     "foxglove": YES_OR_NO,
     "teacher": YES_OR_NO,
     "record_images": YES_OR_NO,
+    "compressed": YES_OR_NO,
+    "loop": ["", *YES_OR_NO],
     "use_sim_time": YES_OR_NO,
     "log_level": ["debug", "info", "warn", "error", "fatal"],
 }

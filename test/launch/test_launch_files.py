@@ -52,8 +52,8 @@ except PackageNotFoundError:
 
 LAUNCH_FILE = SHARE / "launch" / "segment.launch.py"
 ARGUMENTS = (
-    "lidars points image camera_info bag rate loop model device params_file teacher record rviz fixed_frame foxglove "
-    "use_sim_time namespace"
+    "lidars points image camera_info bag rate loop model device params_file teacher teacher_params_file record rviz "
+    "fixed_frame foxglove use_sim_time namespace"
 )
 CLOUDS = "/lidar/points"
 LABELLED = "/robot1/segmenter/output/pointcloud/segmentation"
@@ -186,7 +186,23 @@ def test_a_segmenter_may_have_a_teacher_beside_it_which_hears_the_same_lidar() -
     assert set(nodes) == {"segmenter", "teacher", "player"}
     command, parameters = nodes["teacher"]
     assert "~/input/pointcloud:=/os/points" in command and "~/input/front/image:=/front/image_raw/compressed" in command
-    assert parameters["use_sim_time"] is True and nodes["player"][1]["wait_for_subscribers"] == 2
+    # Nobody may want the teacher's labels: then it does not hear the clouds, and the player must not wait for it.
+    assert parameters["use_sim_time"] is True and nodes["player"][1]["wait_for_subscribers"] == 1
+
+
+def test_what_a_teacher_beside_a_segmenter_says_is_recorded_too_and_has_parameters_of_its_own(tmp_path: Path) -> None:
+    mine = tmp_path / "mine.yaml"
+    mine.write_text("/**: {ros__parameters: {class_map: ''}}")
+    given = {"bag": "some.bag", "record": "out.mcap", "namespace": "robot1", "teacher_params_file": str(mine)}
+    _, nodes = described(teacher="true", cameras="front", **given)
+    assert set(nodes) == {"segmenter", "teacher", "player", "recorder"}
+    topics = str(nodes["recorder"][1]["topics"]).split(",")
+    assert {"/robot1/teacher/output/pointcloud/pseudo_labels", "/robot1/teacher/output/settings", LABELLED} < set(
+        topics
+    )
+    # Segmenter, teacher and recorder all hear the clouds.
+    assert nodes["player"][1]["wait_for_subscribers"] == 3
+    assert str(mine) in nodes["teacher"][0] and str(mine) not in nodes["segmenter"][0]
 
 
 def test_several_lidars_are_nodes_of_one_process_and_have_their_names_in_their_topics() -> None:

@@ -61,7 +61,17 @@ def test_a_sensor_that_sees_mostly_what_the_model_does_not_look_at_is_asked_for_
     frame, labels = sweep(None)
     unseen = replace(labels, class_id=np.where(np.arange(1000) < 700, UNLABELLED, 0).astype(np.uint8))
     said = doubt(frame, unseen, INDOOR, BYTES, SensorConfig())
-    assert said.startswith("70% of the points") and "input.roll" in said
+    assert said.startswith("70% of the points get no label") and "input.roll" in said
+
+
+def test_points_beyond_the_models_view_are_named_also_where_they_take_the_label_of_the_nearest() -> None:
+    frame, labels = sweep(None)
+    frame.xyz[:700, 2] += 10
+    said = doubt(frame, labels, INDOOR, BYTES, SensorConfig())
+    beyond = (np.abs(frame.xyz) > 9).any(axis=1) | (frame.xyz[:, 2] > 2) | (frame.xyz[:, 2] < -3)
+    assert said.startswith(f"{beyond.mean():.0%} of the points lie where the model does not look")
+    assert doubt(frame, labels, INDOOR, BYTES, SensorConfig(roll=0.1)) == ""
+    assert doubt(frame, labels, INDOOR, replace(BYTES, max_label_distance_m=0.5), SensorConfig()) == ""
 
 
 def test_a_cloud_without_any_return_is_named() -> None:
