@@ -12,7 +12,7 @@ pytest.importorskip("rclpy", reason="ROS 2 is not installed (source one, or inst
 from rclpy.qos import DurabilityPolicy, QoSProfile, ReliabilityPolicy
 from robot import Robot, good_cloud, run_node, spin_until
 from sensor_msgs.msg import PointCloud2, PointField
-from std_msgs.msg import String
+from std_msgs.msg import Float64, String
 
 from lidar_semseg_ros.cli.live import NodeProcess
 from lidar_semseg_ros.formats.pointcloud2 import cloud_content, column, read_cloud
@@ -71,6 +71,21 @@ def test_stage_times_are_published_for_each_cloud(segmenter: NodeProcess, node: 
     spin_until(node, lambda: len(robot.stages) == 3)
     assert all(0 < found[0] < 60_000 for found in robot.stages.values())
     assert robot.stages["total"][0] > robot.stages["convert"][0] + robot.stages["publish"][0]
+
+
+def test_the_latency_of_a_cloud_is_that_of_its_stamp_and_no_number_for_one_of_another_time(
+    segmenter: NodeProcess, node: object
+) -> None:
+    robot = Robot(node)
+    heard: list[float] = []
+    topic = "/segmenter/debug/pipeline_latency_ms"
+    node.create_subscription(Float64, topic, lambda message: heard.append(message.data), 10)
+    spin_until(node, lambda: robot.meets() and node.count_publishers(topic) > 0)
+    start_ns = time.time_ns()
+    for number, stamp_ns in enumerate((start_ns, start_ns - 60 * 10**9, start_ns + 60 * 10**9), 1):
+        robot.ask(good_cloud(stamp_ns, points=200))
+        spin_until(node, lambda number=number: len(heard) == number)
+    assert 0 < heard[0] < 10_000 and np.isnan(heard[1:]).all()
 
 
 def test_best_effort_peers_are_served(segmenter: NodeProcess, node: object) -> None:
