@@ -25,6 +25,13 @@ class Bar:
     deviation: float
 
 
+def ticks(longest: float) -> list[float]:
+    """Give round numbers from 0 up to `longest`, which is positive: four to ten of them, 1, 2 or 5 · 10ⁿ apart."""
+    power = 10.0 ** np.floor(np.log10(longest))
+    step = next(part * power for part in (1.0, 0.5, 0.2) if longest >= 3 * part * power)
+    return [round(float(value), 12) for value in np.arange(0, longest * (1 + 1e-9), step)]
+
+
 def bars(title: str, caption: str, figures: Sequence[Bar]) -> np.ndarray:
     """Draw bars in their order from 0 up, a row's name beside its first: (H, W, 3) uint8."""
     from PIL import Image, ImageDraw, ImageFont
@@ -38,10 +45,10 @@ def bars(title: str, caption: str, figures: Sequence[Bar]) -> np.ndarray:
     draw.text((12, 32), caption, fill=INK, font=font)
     longest = max((bar.mean + bar.deviation for bar in figures), default=0.0) or 1.0
     scale = (WIDTH - NAMES - RIGHT) / longest
-    for share in (0.0, 0.25, 0.5, 0.75, 1.0):
-        x = NAMES + share * longest * scale
+    for value in ticks(longest):
+        x = NAMES + value * scale
         draw.line((x, TOP - 6, x, height - BOTTOM), fill=GRID)
-        draw.text((x - 10, TOP - 22), f"{share * longest:.3g}", fill=INK, font=font)
+        draw.text((x, TOP - 22), f"{value:g}", fill=INK, font=font, anchor="mt")
     y, row = float(TOP - GAP), None
     for bar in figures:
         if bar.row != row:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from lidar_semseg_ros.view.bars import LINE, NAMES, TOP, Bar, bars
+from lidar_semseg_ros.view.bars import LINE, NAMES, TOP, Bar, bars, ticks
 from lidar_semseg_ros.view.curve import COLORS
 
 
@@ -38,6 +38,21 @@ def test_a_deviation_is_drawn_around_the_end() -> None:
     end = NAMES + round((900 - NAMES - 130) / 4)
     # As far on the one side as on the other: from 0 to 2 units.
     assert changed[NAMES + 2 : end - 2].any() and changed[end + 2 : 2 * (end - NAMES) + NAMES].any()
+
+
+@pytest.mark.parametrize(
+    ("longest", "expected"),
+    [
+        (19.7, [0, 5, 10, 15]),
+        (9.9, list(range(10))),
+        (100.0, [0, 20, 40, 60, 80, 100]),
+        (0.31, [0, 0.1, 0.2, 0.3]),
+        (1.0, [0, 0.2, 0.4, 0.6, 0.8, 1]),
+        (0.001, [0, 0.0002, 0.0004, 0.0006, 0.0008, 0.001]),
+    ],
+)
+def test_the_scale_has_round_numbers(longest: float, expected: list[float]) -> None:
+    assert ticks(longest) == pytest.approx(expected)
 
 
 def test_nothing_to_draw_is_a_picture_without_bars() -> None:
