@@ -10,6 +10,9 @@ from lidar_semseg_ros.core.errors import UserError
 
 UNLABELLED = 255
 """The class id of a point without a label. It never counts in a loss or a metric."""
+LONGEST_SWEEP_S = 2.0
+"""A point's time that lies farther from the stamp is garbage. Lidars take 0.05 s to 1 s for a sweep; and what garbage
+below that moves the middle of a sweep by is no jump in time yet (`pairing.JUMP_S`)."""
 
 
 def _check(name: str, array: np.ndarray, shape: tuple[int, ...], dtype: type) -> None:
@@ -55,8 +58,8 @@ class LidarFrame:
         return len(self.xyz)
 
     def duration_s(self) -> float:
-        """Give how long after the first point the last one was measured, in seconds; 0 where points have no times."""
-        return 0.0 if self.time_s is None else float(np.nan_to_num(self.time_s).max(initial=0.0))
+        """Give how long after the stamp the last point was measured: 0 to LONGEST_SWEEP_S, 0 where no time is known."""
+        return 0.0 if self.time_s is None else float(self.time_s[self.has_time()].max(initial=0.0))
 
     def has_return(self, within_m: float = float("inf")) -> np.ndarray:
         """Which rows are measurements: (N,) bool, finite, not at the origin, and nearer to it than within_m."""
@@ -66,6 +69,14 @@ class LidarFrame:
         with np.errstate(invalid="ignore"):
             has_return: np.ndarray = (squared_range > 0) & (squared_range < within_m**2)
         return has_return
+
+    def has_time(self) -> np.ndarray:
+        """Which rows are measurements whose time is known: (N,) bool; all of them are of the stamp without times."""
+        if self.time_s is None:
+            return self.has_return()
+        # Written so that NaN fails too.
+        with np.errstate(invalid="ignore"):
+            return self.has_return() & (np.abs(self.time_s) <= LONGEST_SWEEP_S)
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -87,7 +87,7 @@ def from_mapping(config_class: type[C], values: Mapping[str, Any]) -> C:
     """
     known = {setting.name: setting for setting in settings_of(config_class)}
     flat: dict[str, Any] = {}
-    for name, value in _flattened(values):
+    for name, value in flattened(values):
         if name not in known:
             near = difflib.get_close_matches(name, known, n=1)
             hint = f"did you mean '{near[0]}'?" if near else f"there are {', '.join(known)}"
@@ -107,10 +107,11 @@ def to_mapping(config: Any) -> dict[str, Any]:
     return mapping
 
 
-def _flattened(values: Mapping[str, Any], prefix: str = "") -> list[tuple[str, Any]]:
+def flattened(values: Mapping[str, Any], prefix: str = "") -> list[tuple[str, Any]]:
+    """List (dotted name, value) of values that may be nested, in their order."""
     pairs: list[tuple[str, Any]] = []
     for name, value in values.items():
-        pairs += _flattened(value, f"{prefix}{name}.") if isinstance(value, Mapping) else [(prefix + name, value)]
+        pairs += flattened(value, f"{prefix}{name}.") if isinstance(value, Mapping) else [(f"{prefix}{name}", value)]
     return pairs
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Generic, TypeVar
 
@@ -23,11 +23,12 @@ JUMP_S = 1.0
 """A stamp that lies so far behind its forerunner is a jump in time, such as a bag that begins anew."""
 
 
-def nearest_stamp(stamps_ns: np.ndarray, stamp_ns: int, max_difference_s: float) -> int | None:
+def nearest_stamp(stamps_ns: np.ndarray | Sequence[int], stamp_ns: int, max_difference_s: float) -> int | None:
     """Find the index of the stamp nearest to stamp_ns, or None if none lies within max_difference_s."""
     if len(stamps_ns) == 0:
         return None
-    differences_ns = np.abs(np.asarray(stamps_ns, np.int64) - stamp_ns)
+    # As Python's own integers, for a stamp may be any number and a difference may need more than 64 bits.
+    differences_ns = np.abs(np.array(stamps_ns, object) - stamp_ns)
     nearest = int(np.argmin(differences_ns))
     return nearest if differences_ns[nearest] <= max_difference_s * 1e9 else None
 
@@ -116,8 +117,7 @@ class NearestPairing(Generic[Cloud, Image]):
     def _paired(self, time_ns: int, cloud: Cloud) -> Paired[Cloud, Image]:
         chosen = {}
         for camera, images in self._images.items():
-            times_ns = np.array([image_ns for image_ns, _ in images], np.int64)
-            nearest = nearest_stamp(times_ns, time_ns, self._config.max_dt_s)
+            nearest = nearest_stamp([image_ns for image_ns, _ in images], time_ns, self._config.max_dt_s)
             if nearest is not None:
                 chosen[camera] = images[nearest]
         return Paired(time_ns=time_ns, cloud=cloud, images=chosen)

@@ -18,6 +18,11 @@ from lidar_semseg_ros.core.geometry import rotation_from_rpy
 Labelled = tuple[LidarFrame, np.ndarray]
 
 
+def top_intensity(intensity: np.ndarray) -> float:
+    """Give the largest of (N,) intensities that is finite, 0 where there is none above it."""
+    return float(intensity[np.isfinite(intensity)].max(initial=0))
+
+
 def turned_flipped_scaled(frame: LidarFrame, rng: np.random.Generator) -> LidarFrame:
     """Rotate about z by any angle, mirror x or y with probability 2/3, scale by 1 ± 0.1 (as ScaLR does)."""
     mirror = np.ones(3)
@@ -43,17 +48,22 @@ def intensity_changed(frame: LidarFrame, rng: np.random.Generator, missing: floa
     if frame.intensity is None or rng.random() < missing:
         return replace(frame, intensity=None)
     gain, exponent = 2 ** rng.uniform(-1, 1), 1.5 ** rng.uniform(-1, 1)
-    top = max(float(frame.intensity.max(initial=0)), 1e-6)
+    top = max(top_intensity(frame.intensity), 1e-6)
     changed = gain * top * (np.clip(frame.intensity, 0, None) / top) ** exponent
-    return replace(frame, intensity=changed.astype(np.float32))
+    return replace(frame, intensity=_where_finite(changed, frame.intensity))
 
 
 def intensity_shifted(frame: LidarFrame, rng: np.random.Generator, most: float = 0.1) -> LidarFrame:
     """Add one number to all intensities, up to ± `most` of the largest; none falls below 0."""
     if frame.intensity is None:
         return frame
-    shift = rng.uniform(-most, most) * float(frame.intensity.max(initial=0))
-    return replace(frame, intensity=np.clip(frame.intensity + shift, 0, None).astype(np.float32))
+    shift = rng.uniform(-most, most) * top_intensity(frame.intensity)
+    return replace(frame, intensity=_where_finite(np.clip(frame.intensity + shift, 0, None), frame.intensity))
+
+
+def _where_finite(changed: np.ndarray, intensity: np.ndarray) -> np.ndarray:
+    """Take changed intensities, but keep those that are not finite as they are."""
+    return np.where(np.isfinite(intensity), changed, intensity).astype(np.float32)
 
 
 def points_jittered(frame: LidarFrame, rng: np.random.Generator, sigma_m: float = 0.01) -> LidarFrame:

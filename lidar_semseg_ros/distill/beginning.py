@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import logging
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -13,6 +14,8 @@ from lidar_semseg_ros.network.model_file import ModelDescription, read_safetenso
 
 if TYPE_CHECKING:
     from lidar_semseg_ros.network.waffleiron import WaffleIron, WaffleIronConfig
+
+logger = logging.getLogger(__name__)
 
 HEAD = "classif."
 
@@ -30,7 +33,8 @@ def beginning(plan: Plan, features: int) -> Beginning:
     """Make the network of a plan; features: D of the image teacher, 0 without one.
 
     Its outputs are the classes, or, where no labels are learned, features as long as the teacher's. Of the model to
-    begin with, the head is kept if it is for the same classes. UserError if that model does not fit the plan.
+    begin with, the head is kept if it is for classes of the same names; else a warning says why not. UserError if that
+    model does not fit the plan.
     """
     from lidar_semseg_ros.network.waffleiron import from_state_dict
 
@@ -43,8 +47,10 @@ def beginning(plan: Plan, features: int) -> Beginning:
     weights, start = read_safetensors(plan.start)
     _require_fit(plan, start)
     shape = dict(start.network)
-    keeps_head = plan.classes is not None and start.classes == plan.classes
+    why_anew = _why_anew(start, plan)
+    keeps_head = why_anew is None
     if not keeps_head:
+        logger.warning("the head of %s is made anew, for %s", plan.start, why_anew)
         # A head of several layers belongs to what the model was trained for.
         head = {} if shape.get("head", "linear") != "mlp" else {"head": "linear", "head_width": 0}
         shape |= {**head, "outputs": _outputs(plan, features, int(shape["width"]))}
@@ -83,6 +89,17 @@ def _config(shape: dict[str, object]) -> WaffleIronConfig:
 
 def _outputs(plan: Plan, features: int, width: int) -> int:
     return len(plan.classes) if plan.classes is not None else features or width
+
+
+def _why_anew(start: ModelDescription, plan: Plan) -> str | None:
+    """Say why the head of a model cannot go on; None if it can."""
+    if plan.classes is None:
+        return "no labels are learned"
+    if start.classes is None:
+        return "it knows no classes"
+    if start.classes.names != plan.classes.names:
+        return f"its classes are those of {start.classes.name}, but those of {plan.classes.name} are learned"
+    return None
 
 
 def _require_fit(plan: Plan, start: ModelDescription) -> None:

@@ -16,6 +16,7 @@ import numpy as np
 from lidar_semseg_ros.core.classes import ClassTable
 from lidar_semseg_ros.core.errors import UserError
 from lidar_semseg_ros.core.frame import UNLABELLED, LidarFrame
+from lidar_semseg_ros.distill.augment import top_intensity
 
 Corruption = Callable[[LidarFrame, np.ndarray, int, np.random.Generator], tuple[LidarFrame, np.ndarray]]
 
@@ -74,7 +75,7 @@ def crosstalk(
 ) -> tuple[LidarFrame, np.ndarray]:
     """Hear other sensors: 0.6 / 0.8 / 1 % of the points get N(0, 3 m) along each axis and any intensity.
 
-    Nobody can tell what such a point belongs to: they have no label.
+    Nobody can tell what such a point belongs to: they have no label. An intensity that is not finite stays as it is.
     """
     rows = _share_of(np.flatnonzero(frame.has_return()), _at(severity, 0.006, 0.008, 0.01), rng)
     xyz, labels = frame.xyz.copy(), labels.copy()
@@ -83,7 +84,8 @@ def crosstalk(
     if frame.intensity is None:
         return replace(frame, xyz=xyz), labels
     intensity = frame.intensity.copy()
-    intensity[rows] = rng.uniform(0, intensity.max(initial=0), len(rows))
+    heard = rng.uniform(0, top_intensity(intensity), len(rows))
+    intensity[rows] = np.where(np.isfinite(intensity[rows]), heard, intensity[rows])
     return replace(frame, xyz=xyz, intensity=intensity), labels
 
 
@@ -104,12 +106,15 @@ def incomplete_echo(
 ) -> tuple[LidarFrame, np.ndarray]:
     """Lose 75 / 85 / 95 % of the points on what throws little light back: displays, lights, glass, dark furniture.
 
-    Dark is the half of the furniture's points with the lower intensity; all are where there are no intensities.
+    Dark is the half of the furniture's points with the lower intensity, of those whose intensity is finite; all are
+    where there is none.
     """
     weak = np.isin(labels, _ids(classes, SHINING))
     furniture = np.isin(labels, _ids(classes, FURNITURE))
-    if frame.intensity is not None and furniture.any():
-        furniture &= frame.intensity <= np.median(frame.intensity[furniture])
+    if frame.intensity is not None:
+        known = furniture & np.isfinite(frame.intensity)
+        if known.any():
+            furniture = known & (frame.intensity <= np.median(frame.intensity[known]))
     rows = np.flatnonzero((weak | furniture) & frame.has_return())
     lost = np.zeros(len(frame), bool)
     lost[_share_of(rows, _at(severity, 0.75, 0.85, 0.95), rng)] = True

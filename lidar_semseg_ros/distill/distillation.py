@@ -13,7 +13,7 @@ from __future__ import annotations
 
 import copy
 import logging
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -161,9 +161,11 @@ class _Run:
         self._weights = {name: weight for name, weight in config.objectives.weights().items() if weight}
         self._names = [*FIRST_COLUMNS, *self._weights, *([VALIDATION_COLUMN] if config.validate else [])]
         self._rows: list[list[float]] = []
+        self._left_out: set[str] = set()
 
     def step(self, step: int, taught: TaughtBatch, teacher: ImageTeacher | None) -> dict[str, float]:
         """Learn from a batch; give the losses, mean over all processes."""
+        self._tell(taught.left_out)
         config = self._config
         lesson = lesson_of(taught, config, teacher, self._device)
         rate = config.learning_rate * warmup_cosine(step, config.warmup, config.steps)
@@ -188,6 +190,13 @@ class _Run:
         if self._world.rank == 0:
             self._files.show(step, self._names, row)
         return dict(zip(self._names, row))
+
+    def _tell(self, left_out: Mapping[str, str]) -> None:
+        """Warn of images that cannot be used, once of each."""
+        for key, why in left_out.items():
+            if key not in self._left_out:
+                logger.warning("%s", why)
+            self._left_out.add(key)
 
     def is_to_be_validated(self, step: int) -> bool:
         """Whether it is time to validate after a step; in the first process only."""

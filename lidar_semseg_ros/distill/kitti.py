@@ -112,6 +112,7 @@ class KittiFolder:
         width, height = (int(side) for side in file[16:24].view(">u4"))
         return StoredImage(
             key=f"{self.key}/{stem}",
+            source="image_2",
             time_ns=index * PERIOD_NS,
             camera=PinholeCamera(width=width, height=height, matrix=self._calibration["K"], distortion=np.zeros(5)),
             camera_from_lidar=self._calibration["camera_from_lidar"],

@@ -126,6 +126,7 @@ class NuScenesScene:
         camera = self._cameras[channel]
         return StoredImage(
             key=f"{self.key}/{Path(file).stem}",
+            source=channel,
             time_ns=stamp_us * 1000,
             camera=PinholeCamera(
                 width=camera["width"], height=camera["height"], matrix=np.array(camera["K"]), distortion=np.zeros(5)

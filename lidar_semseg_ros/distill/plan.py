@@ -9,7 +9,7 @@ from typing import Any
 
 from lidar_semseg_ros.core.classes import ClassTable
 from lidar_semseg_ros.core.errors import UserError
-from lidar_semseg_ros.core.options import from_mapping, setting
+from lidar_semseg_ros.core.options import flattened, from_mapping, setting
 from lidar_semseg_ros.distill.data_sets import single_sequences
 from lidar_semseg_ros.distill.recordings import SourceConfig
 from lidar_semseg_ros.formats.config_files import class_table, read_yaml
@@ -130,7 +130,9 @@ class DistillConfig:
     train: str = setting(
         "all", "head: only the last layer learns (linear probing); all: everything does", choices=("all", "head")
     )
-    share: float = setting(1.0, "share of each recording's sweeps; smaller ones are in larger ones", minimum=0.0)
+    share: float = setting(
+        1.0, "share of the sweeps of all recordings together; smaller ones are in larger ones", minimum=0.0
+    )
     checkpoint: int = setting(250, "steps between checkpoints, from which a killed run goes on", minimum=1)
     validate: int = setting(
         0, "steps between looks at the recordings of 'validation'; the best model is kept; 0: never", minimum=0
@@ -184,7 +186,7 @@ def read_plan(path: Path, overrides: Mapping[str, Any], *, data: Sequence[str] =
     unknown = sorted(set(values) - set(PARTS))
     if unknown:
         raise UserError(f"{path} has the unknown entry '{unknown[0]}'; there are {', '.join(PARTS)}")
-    config = from_mapping(DistillConfig, {**_flat(values.get("settings") or {}), **overrides})
+    config = from_mapping(DistillConfig, {**dict(flattened(values.get("settings") or {})), **overrides})
     start = start or (Path(values["start"]).expanduser() if values.get("start") else None)
     if start is None and not ("network" in values and "inputs" in values):
         raise UserError(f"{path} describes no 'network' and 'inputs'; add them, or begin with a model (--start)")
@@ -202,13 +204,6 @@ def read_plan(path: Path, overrides: Mapping[str, Any], *, data: Sequence[str] =
         splits=splits,
         config=config,
     )
-
-
-def _flat(values: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
-    flat: dict[str, Any] = {}
-    for name, value in values.items():
-        flat |= _flat(value, f"{prefix}{name}.") if isinstance(value, Mapping) else {f"{prefix}{name}": value}
-    return flat
 
 
 def _sources(given_by: str, entries: Any) -> tuple[SourceConfig, ...]:

@@ -20,7 +20,7 @@ from lidar_semseg_ros.core.errors import UserError
 from lidar_semseg_ros.core.frame import UNLABELLED, CameraImage, LidarFrame
 from lidar_semseg_ros.core.options import setting
 from lidar_semseg_ros.formats.dataset import camera_from_json
-from lidar_semseg_ros.formats.images import read_image
+from lidar_semseg_ros.formats.images import ImageError, read_image
 from lidar_semseg_ros.teacher.lifting import Trajectory
 
 LABELS = ("pseudo", "exact", "none")
@@ -77,23 +77,25 @@ class SourceConfig:
 class StoredImage:
     """An image beside a sweep, still packed.
 
-    key: its name among all images of all recordings. time_ns: on the clock of the sweep. file: bytes of a JPEG or PNG.
+    key: its name among all images of all recordings. source: the topic, folder or channel that it is from. time_ns: on
+    the clock of the sweep. file: bytes of a JPEG or PNG.
     """
 
     key: str
+    source: str
     time_ns: int
     camera: Camera
     camera_from_lidar: np.ndarray
     file: np.ndarray
 
     def read(self) -> CameraImage:
-        """Unpack the pixels; UserError if they are not those that the camera was calibrated for."""
+        """Unpack the pixels; ImageError if there are none, or not those that the camera was calibrated for."""
         stamp = SimpleNamespace(sec=self.time_ns // 10**9, nanosec=self.time_ns % 10**9)
         header = SimpleNamespace(stamp=stamp, frame_id="")
         image = read_image(SimpleNamespace(header=header, format="jpeg or png", data=self.file.tobytes()))
         height, width = image.pixels.shape[:2]
         if (self.camera.width, self.camera.height) != (width, height):
-            raise UserError(
+            raise ImageError(
                 f"image {self.key} has {width}×{height} pixels, but its calibration is for "
                 f"{self.camera.width}×{self.camera.height}; calibrate at the resolution that was recorded"
             )
@@ -174,7 +176,8 @@ class CachedRecording:
         self.classes = ClassTable.from_mapping(about["classes"]) if about["classes"] else None
         self.origin: Mapping[str, str] = about["origin"]
         self._frame_id = str(about["frame_id"])
-        self._cameras = [camera_from_json(camera) for camera in about["cameras"]]
+        # What was laid out before topics were told has none.
+        self._cameras = [(camera.get("topic", "a camera"), *camera_from_json(camera)) for camera in about["cameras"]]
         self.base_from_lidar = np.reshape(about["base_from_lidar"], (4, 4))
         self.stamps_ns: np.ndarray | None = np.load(folder / "stamp_ns.npy")
         self.trajectory: Trajectory | None = None
@@ -226,12 +229,13 @@ class CachedRecording:
         images: list[StoredImage] = []
         if not self._cameras:
             return ()
-        for (camera, camera_from_lidar), number in zip(self._cameras, self._columns["image_of"][index]):
+        for (topic, camera, camera_from_lidar), number in zip(self._cameras, self._columns["image_of"][index]):
             if number >= 0:
                 begin, end = self._columns["image_start"][number : number + 2]
                 images.append(
                     StoredImage(
                         key=f"{self.key}/{number}",
+                        source=topic,
                         time_ns=int(self._columns["image_ns"][number]),
                         camera=camera,
                         camera_from_lidar=camera_from_lidar,

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import logging
 import os
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
@@ -33,6 +33,7 @@ from lidar_semseg_ros.distill.batches import Batch, Sample, collate, training_sa
 from lidar_semseg_ros.distill.mixture import Mixture
 from lidar_semseg_ros.distill.plan import DistillConfig, ObjectiveConfig
 from lidar_semseg_ros.distill.recordings import LabelledSweep, Recording, StoredImage
+from lidar_semseg_ros.formats.images import ImageError
 from lidar_semseg_ros.network.inputs import InputConfig
 from lidar_semseg_ros.teacher.lifting import points_in_camera, sighting
 from lidar_semseg_ros.teacher.superpixels import SegmentConfig, segments_of_sweeps, slic_superpixels
@@ -70,7 +71,7 @@ class TaughtBatch(NamedTuple):
     """A batch with all that teaches; N points of all its sweeps.
 
     weights: (N,) float32, confidence of the labels. segment: (N,) int64, −1 for none; is_later: (N,) bool, whether the
-    point is of a later sweep. names: of the sweeps.
+    point is of a later sweep. names: of the sweeps. left_out: why, by key, of the images that cannot be used.
     """
 
     batch: Batch
@@ -79,6 +80,7 @@ class TaughtBatch(NamedTuple):
     segment: Tensor
     is_later: Tensor
     names: list[str]
+    left_out: Mapping[str, str]
 
 
 class Store:
@@ -115,13 +117,17 @@ class Store:
 
 @dataclass(frozen=True, kw_only=True)
 class _Taken:
-    """A sample with its weights (N,), segments (N,) and views whose points are rows of the sample."""
+    """A sample with its weights (N,), segments (N,) and views whose points are rows of the sample.
+
+    left_out: as in a TaughtBatch.
+    """
 
     sample: Sample
     weights: np.ndarray
     segment: np.ndarray
     is_later: bool
     views: list[View]
+    left_out: Mapping[str, str]
     name: str
 
 
@@ -179,6 +185,7 @@ class TaughtBatches(Dataset[TaughtBatch]):
             segment=torch.from_numpy(np.concatenate(segments)),
             is_later=torch.from_numpy(np.concatenate([np.full(len(one.weights), one.is_later) for one in taken])),
             names=[one.name for one in taken],
+            left_out={key: why for one in taken for key, why in one.left_out.items()},
         )
 
     def _drawn(self, draw: Draw, rng: np.random.Generator) -> list[_Taken]:
@@ -228,13 +235,15 @@ class TaughtBatches(Dataset[TaughtBatch]):
         frame = self._changed(sweep.frame, rng)
         sample = training_sample(frame, sweep.class_id, self._inputs, self._config.max_points, rng)
         row = sample.row
+        views, left_out = ([], {}) if self._features is None else self._views(recording, sweep, row, rng)
         return _Taken(
             sample=sample,
             # The later sweep was not drawn: its labels may be none of the share that is learned from.
             weights=sweep.confidence[row] * np.float32(not is_later),
             segment=np.full(len(row), -1) if segment is None else segment[row].astype(np.int64),
             is_later=is_later,
-            views=[] if self._features is None else self._views(recording, sweep, row, rng),
+            views=views,
+            left_out=left_out,
             name=f"{recording.name}[{index}]",
         )
 
@@ -260,15 +269,23 @@ class TaughtBatches(Dataset[TaughtBatch]):
 
     def _views(
         self, recording: Recording, sweep: LabelledSweep, row: np.ndarray, rng: np.random.Generator
-    ) -> list[View]:
+    ) -> tuple[list[View], dict[str, str]]:
+        """Give what the images show, and why, by key, of those that cannot be used."""
         if not sweep.images:
-            return []
+            return [], {}
         images = sweep.images
         if not self._config.objectives.xmodel:
             images = (images[int(rng.integers(len(images)))],)
         place = np.full(len(sweep.frame), -1)
         place[row] = np.arange(len(row))
-        return [self._view(recording, sweep, image, place) for image in images]
+        views: list[View] = []
+        left_out: dict[str, str] = {}
+        for image in images:
+            try:
+                views.append(self._view(recording, sweep, image, place))
+            except ImageError as error:
+                left_out[image.key] = f"an image of {recording.name}, {image.source}, is left out: {error}"
+        return views, left_out
 
     def _view(self, recording: Recording, sweep: LabelledSweep, image: StoredImage, place: np.ndarray) -> View:
         assert self._features is not None
@@ -331,11 +348,8 @@ def require_what_is_taught(mixture: Mixture, config: DistillConfig) -> None:
     for recording in mixture.recordings:
         if config.objectives.needs_labels:
             _require_labels(recording, config.objectives)
-        if config.objectives.needs_features and not any(sweep.images for sweep in _sweeps_of(recording)):
-            raise UserError(
-                f"none of the {len(recording)} sweeps of {recording.name} has an image near its time, so no feature "
-                "can be learned from it; look at the stamps of its cameras, or leave it out"
-            )
+        if config.objectives.needs_features:
+            _require_images(recording)
         if config.objectives.needs_segments and (
             recording.trajectory is None or len(recording) <= 2 * config.objectives.later_sweeps
         ):
@@ -361,6 +375,23 @@ def _require_labels(recording: Recording, objectives: ObjectiveConfig) -> None:
             f"none of the {len(recording)} sweeps of {recording.name} has a label at any point, so {learns} learns "
             f"nothing from it; {NO_LABEL[recording.origin['labels']]}, or leave it out"
         )
+
+
+def _require_images(recording: Recording) -> None:
+    """Raise UserError if there is no image that can be used; images are read only until one is found."""
+    fault = None
+    for image in (image for sweep in _sweeps_of(recording) for image in sweep.images):
+        try:
+            image.read()
+            return
+        except ImageError as error:
+            fault = error
+    if fault is not None:
+        raise UserError(f"no image of {recording.name} can be used: {fault}; or leave it out") from fault
+    raise UserError(
+        f"none of the {len(recording)} sweeps of {recording.name} has an image near its time, so no feature "
+        "can be learned from it; look at the stamps of its cameras, or leave it out"
+    )
 
 
 def _sweeps_of(recording: Recording) -> Iterable[LabelledSweep]:

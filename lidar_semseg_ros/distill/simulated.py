@@ -8,8 +8,8 @@ from typing import Protocol
 import numpy as np
 
 from lidar_semseg_ros.core.classes import ClassTable
-from lidar_semseg_ros.core.frame import UNLABELLED, LidarFrame
-from lidar_semseg_ros.distill.recordings import LabelledSweep
+from lidar_semseg_ros.core.frame import LidarFrame
+from lidar_semseg_ros.distill.recordings import LabelledSweep, without_confidence
 from lidar_semseg_ros.teacher.lifting import Trajectory
 
 STEPS_APART = 24
@@ -52,7 +52,7 @@ class SimulatedBuilding:
     def sweep(self, index: int) -> LabelledSweep:
         """Measure one sweep; the same number gives the same one."""
         frame, class_id = self._place.view(np.random.default_rng(index))
-        return LabelledSweep(frame=frame, class_id=class_id, confidence=(class_id != UNLABELLED).astype(np.float32))
+        return LabelledSweep(frame=frame, class_id=class_id, confidence=without_confidence(class_id))
 
 
 class SimulatedSweeps:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import heapq
 import json
+import logging
 import os
 import shutil
 from collections import Counter
@@ -46,11 +47,13 @@ from lidar_semseg_ros.formats.dataset import (
     taught_rig,
     teacher_settings,
 )
-from lidar_semseg_ros.formats.images import jpeg_bytes, read_image
+from lidar_semseg_ros.formats.images import ImageError, jpeg_bytes, read_image
 from lidar_semseg_ros.formats.pointcloud2 import CloudContent, cloud_content, column, read_cloud
 from lidar_semseg_ros.formats.poses import NO_POSES, fixed_transforms, recorded_poses
 from lidar_semseg_ros.formats.rig import RecordedCamera, Rig, recorded_rig
 from lidar_semseg_ros.teacher.lifting import Trajectory
+
+logger = logging.getLogger(__name__)
 
 C = TypeVar("C")
 
@@ -132,6 +135,7 @@ class _Layout:
         self._tree = fixed_transforms(bag)
         self._rig = self._sensors(images)
         self._exact = exact_labels(bag) if source.labels == "exact" else {}
+        self._left_out: set[tuple[str, int]] = set()
 
     def _labels_of_bag(self) -> tuple[ClassTable | None, dict[str, str]]:
         """Read which classes the bag has and who gave them; UserError if it has not the labels that are wanted."""
@@ -190,7 +194,10 @@ class _Layout:
             "classes": self.classes.to_mapping() if self.classes else None,
             "origin": self.origin,
             "frame_id": self._frame_id,
-            "cameras": [camera_to_json(camera.camera, camera.camera_from_lidar) for camera in self._rig.cameras],
+            "cameras": [
+                {"topic": camera.topic, **camera_to_json(camera.camera, camera.camera_from_lidar)}
+                for camera in self._rig.cameras
+            ],
             "base_from_lidar": base_from_lidar.ravel().tolist(),
         }
         writer.close(trajectory, about)
@@ -235,7 +242,7 @@ class _Layout:
 
         def packed(pairs: Any) -> Iterator[tuple[_Sweep, list[tuple[int, bytes] | None]]]:
             for pair in pairs:
-                yield pair.cloud, [_packed(pair.images.get(camera.name)) for camera in self._rig.cameras]
+                yield pair.cloud, [self._packed(pair.images.get(camera.name)) for camera in self._rig.cameras]
 
         # A live teacher's clouds were recorded when it was done with them, which may be long after the images.
         apart = [{self._topic}, {*cameras}] if self._said.get("is_live") else [{self._topic, *cameras}]
@@ -252,7 +259,8 @@ class _Layout:
     ) -> Iterator[tuple[int, int, str | None, Any]]:
         """Yield in order of log times: lap, middle of the measurement, camera or None, sweep or message of the image.
 
-        A lap ends with a jump back in time, as when a bag is played again and again.
+        A lap ends with a jump back in time, as when a bag is played again and again. Bytes that are no image are left
+        out.
         """
         newest_ns: dict[str, int] = {}
         laps: Counter[str] = Counter()
@@ -266,7 +274,11 @@ class _Layout:
                 time_ns = start_ns + round(frame.duration_s() / 2 * 1e9)
                 camera, measured = None, _Sweep(content=content, frame=replace(frame, stamp_ns=start_ns))
             else:
-                stamp = recorded.message().header.stamp
+                try:
+                    stamp = recorded.message().header.stamp
+                except UserError as error:
+                    self._leave_out(recorded, error)
+                    continue
                 time_ns = stamp.sec * 10**9 + stamp.nanosec + round(cameras[topic].stamp_offset_s * 1e9)
                 camera, measured = cameras[topic].name, recorded
             if time_ns < newest_ns.get(topic, time_ns) - JUMP_S * 1e9:
@@ -274,6 +286,27 @@ class _Layout:
                 del newest_ns[topic]
             newest_ns[topic] = max(time_ns, newest_ns.get(topic, time_ns))
             yield laps[topic], time_ns, camera, measured
+
+    def _packed(self, image: tuple[int, BagMessage] | None) -> tuple[int, bytes] | None:
+        """Give the time and the file of an image; one that was recorded raw becomes a JPEG, or None if it is unread."""
+        if image is None:
+            return None
+        time_ns, recorded = image
+        message = recorded.message()
+        if hasattr(message, "format"):
+            return time_ns, bytes(message.data)
+        try:
+            return time_ns, jpeg_bytes(read_image(message).pixels)
+        except ImageError as error:
+            self._leave_out(recorded, error)
+            return None
+
+    def _leave_out(self, recorded: BagMessage, error: UserError) -> None:
+        """Say once of an image, which may be the nearest of several clouds, why it is left out."""
+        key = (recorded.topic, recorded.log_time_ns)
+        if key not in self._left_out:
+            logger.warning("an image of %s, %s, is left out: %s", self._path.name, recorded.topic, error)
+        self._left_out.add(key)
 
 
 def _taught_topic(bag: Bag, path: Path, source: SourceConfig) -> str:
@@ -290,14 +323,3 @@ def _group(config_class: type[C], settings: Mapping[str, Any], group: str) -> C:
     """Build one group of a teacher's settings; what it does not tell, or tells beyond that, is left at the default."""
     known = {f"{group}.{entry.name}": entry.name for entry in settings_of(config_class)}
     return from_mapping(config_class, {known[name]: value for name, value in settings.items() if name in known})
-
-
-def _packed(image: tuple[int, BagMessage] | None) -> tuple[int, bytes] | None:
-    """Give the time and the file of an image; one that was recorded raw becomes a JPEG."""
-    if image is None:
-        return None
-    time_ns, recorded = image
-    message = recorded.message()
-    if hasattr(message, "format"):
-        return time_ns, bytes(message.data)
-    return time_ns, jpeg_bytes(read_image(message).pixels)

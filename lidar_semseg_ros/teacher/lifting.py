@@ -147,11 +147,11 @@ def points_in(
     """Give the points of a sweep in a frame that is at rest in the map, (N, 3) float32; NaN = no return.
 
     Each point is taken from where the lidar was at the point's own time if the frame has times, else at its stamp; a
-    point whose time is not finite is nowhere. A driver that has undone the motion already may leave times that no
+    point whose time is not known is nowhere. A driver that has undone the motion already may leave times that no
     longer hold: take them out of such a frame.
     """
     time_s = np.zeros(len(frame), np.float32) if frame.time_s is None else frame.time_s
-    measured = frame.has_return() & np.isfinite(time_s)
+    measured = frame.has_time()
     start_s, end_s = (float(edge(time_s[measured], initial=0.0)) for edge in (np.min, np.max))
     steps = MOTION_STEPS if end_s > start_s else 0
     instants_ns = frame.stamp_ns + np.rint(np.linspace(start_s, end_s, steps + 1) * 1e9).astype(np.int64)

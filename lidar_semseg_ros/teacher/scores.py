@@ -43,11 +43,12 @@ class PixelScores:
             raise UserError(f"scores of {shape[1]}×{shape[0]} are finer than their image of {width}×{height} pixels")
 
     def at_full_size(self) -> np.ndarray:
-        """Give the class of every pixel of the image: (height, width) uint8."""
+        """Give the class of every pixel of the image, that of the cell its centre lies in: (height, width) uint8."""
         width, height = self.image_size
-        rows = np.arange(height) * self.class_id.shape[0] // height
-        columns = np.arange(width) * self.class_id.shape[1] // width
-        return self.class_id[rows[:, None], columns]
+        # A row depends on v alone and a column on u, so that along both sides is enough.
+        side_px = np.arange(max(width, height))
+        row, column = nearest_cells(np.stack([side_px, side_px], axis=1), self.image_size, self.class_id.shape)
+        return self.class_id[row[:height, None], column[:width]]
 
 
 def nearest_cells(

@@ -44,6 +44,7 @@ def test_an_integer_is_a_fine_float() -> None:
     [
         ({"min_scores": 0.3}, "no setting 'min_scores'; did you mean 'min_score'?"),
         ({"zzz": 1}, "no setting 'zzz'; there are min_score"),
+        ({"output": {1: 2}}, "no setting 'output.1'"),
         ({"min_score": "high"}, "'min_score' takes float, but got 'high'"),
         ({"min_score": 1.5}, r"must lie in 0.0 … 1.0, but got 1.5"),
         ({"min_score": float("nan")}, "must lie in"),

@@ -27,6 +27,18 @@ def test_the_nearest_stamp_is_found_and_none_beyond_the_limit() -> None:
     assert nearest_stamp(np.array([], np.int64), 0, 1.0) is None
 
 
+@pytest.mark.parametrize("stamp_ns", [10**47, -(10**47), 2**63, -(2**63) - 1])
+def test_a_time_that_no_clock_shows_is_near_to_nothing(stamp_ns: int) -> None:
+    assert nearest_stamp(np.array([0, 100]), stamp_ns, 0.05) is None
+    pairs = pairing("left")
+    pairs.add_image("left", ms(100), "image")
+    assert said(pairs.add_cloud(stamp_ns, "odd") + pairs.flush()) == [("odd", {})]
+
+
+def test_stamps_at_both_ends_of_what_64_bits_hold_are_far_from_each_other() -> None:
+    assert nearest_stamp(np.array([-(2**63), 5]), 2**63 - 1, 1.0) is None
+
+
 def test_a_cloud_waits_for_the_image_after_it_and_takes_the_nearer_one() -> None:
     pairs = pairing("left")
     assert pairs.add_image("left", ms(90), "before") == []

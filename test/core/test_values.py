@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 
@@ -27,6 +29,19 @@ def test_rows_that_are_not_finite_or_at_the_origin_have_no_return() -> None:
     assert frame.has_return().tolist() == [True, False, False, True, False, False]
     assert frame.shape == (1, 6)
     assert frame.has_return(within_m=3.5).tolist() == [False, False, False, True, False, False]
+
+
+@pytest.mark.parametrize("garbage_s", [np.nan, np.inf, -np.inf, 3.4e38, -3.4e38, 1e5, 2.01])
+def test_a_sweep_lasts_as_long_as_its_measurements_whatever_time_a_row_claims(garbage_s: float) -> None:
+    time_s = np.float32([0.01, 0.3, garbage_s, 0.09, 0.4, 0.05])
+    frame = LidarFrame(stamp_ns=0, frame_id="lidar", xyz=XYZ, time_s=time_s)
+    assert frame.duration_s() == np.float32(0.09)
+    assert frame.has_time().tolist() == [True, False, False, True, False, False]
+    measured = replace(frame, xyz=np.ones_like(XYZ))
+    assert measured.duration_s() == np.float32(0.4) and measured.has_time().sum() == 5
+    assert replace(frame, time_s=np.full(6, garbage_s, np.float32)).duration_s() == 0
+    untimed = replace(frame, time_s=None)
+    assert untimed.duration_s() == 0 and np.array_equal(untimed.has_time(), frame.has_return())
 
 
 @pytest.mark.parametrize(

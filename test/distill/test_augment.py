@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import fields
+from dataclasses import fields, replace
+from functools import partial
 
 import numpy as np
 import pytest
@@ -90,6 +91,17 @@ def test_a_shift_is_one_number_for_all_intensities_and_leaves_none_below_zero() 
         assert (change + frame.intensity >= 0).all()
     bare = LidarFrame(stamp_ns=0, frame_id="", xyz=frame.xyz)
     assert intensity_shifted(bare, np.random.default_rng(0)) is bare
+
+
+@pytest.mark.parametrize("change", [partial(intensity_changed, missing=0.0), intensity_shifted])
+def test_intensities_that_are_no_numbers_stay_so_and_change_no_others(change: Callable[..., LidarFrame]) -> None:
+    frame = sweep(0)
+    odd = np.isin(np.arange(len(frame)), [3, 4, 7])
+    spoilt = frame.intensity.copy()
+    spoilt[odd] = np.nan, np.inf, -np.inf
+    found = change(replace(frame, intensity=spoilt), np.random.default_rng(1)).intensity
+    assert np.array_equal(found[odd], spoilt[odd], equal_nan=True)
+    assert np.array_equal(found[~odd], change(frame, np.random.default_rng(1)).intensity[~odd])
 
 
 def labelled(seed: int, height_m: float) -> Labelled:

@@ -152,6 +152,37 @@ def test_crosstalk_moves_few_points_far_and_takes_their_labels(severity: int, sh
     assert corrupted.intensity.min() >= 0 and corrupted.intensity.max() <= 99
 
 
+def spoilt_sweep() -> tuple[LidarFrame, np.ndarray, np.ndarray]:
+    """A sweep, its labels, and which intensities are no numbers."""
+    frame, labels = sweep()
+    odd = np.arange(len(frame)) % 7 == 0
+    intensity = np.where(odd, np.resize(np.float32([np.nan, np.inf, -np.inf]), len(frame)), frame.intensity)
+    return replace(frame, intensity=intensity), labels, odd
+
+
+def test_crosstalk_is_as_bright_as_the_brightest_number_and_leaves_what_is_none() -> None:
+    frame, labels, odd = spoilt_sweep()
+    corrupted, _ = crosstalk(frame, labels, 3, rng())
+    assert np.array_equal(corrupted.intensity[odd], frame.intensity[odd], equal_nan=True)
+    assert (corrupted.intensity[~odd] != frame.intensity[~odd]).any()
+    assert corrupted.intensity[~odd].min() >= 0 and corrupted.intensity[~odd].max() <= 99
+    blind = replace(frame, intensity=np.full(len(frame), np.nan, np.float32))
+    assert np.isnan(crosstalk(blind, labels, 3, rng())[0].intensity).all()
+
+
+def test_furniture_is_dark_among_what_has_an_intensity_and_all_of_it_where_nothing_has_one() -> None:
+    frame, labels, odd = spoilt_sweep()
+    furniture, shining = np.isin(labels, [3, 4]), np.isin(labels, [1, 2])
+    known = furniture & ~odd
+    dark = known & (frame.intensity <= np.sort(frame.intensity[known])[known.sum() // 2])
+    gone = frame.has_return() & ~incomplete_echo(frame, labels, 2, rng(), classes=CLASSES)[0].has_return()
+    # The median of an even count lies between its two middle ones.
+    assert gone[dark].mean() == pytest.approx(0.85, abs=0.03) and not gone[~(dark | shining)].any()
+    blind = replace(frame, intensity=np.full(len(frame), np.nan, np.float32))
+    gone = frame.has_return() & ~incomplete_echo(blind, labels, 2, rng(), classes=CLASSES)[0].has_return()
+    assert gone.sum() == round(0.85 * (furniture | shining).sum())
+
+
 def test_crosstalk_has_a_spread_of_three_metres_along_each_axis() -> None:
     frame, labels = sweep()
     steps = []

@@ -7,20 +7,22 @@ import logging
 import os
 from collections.abc import Callable
 from dataclasses import replace
+from itertools import count
 from pathlib import Path
 
 import numpy as np
 import pytest
 
 torch = pytest.importorskip("torch", reason="PyTorch is not installed")
-from taught import STOREYS, write_config, write_feature_teacher, write_taught
+from taught import RIG, STOREYS, write_config, write_feature_teacher, write_taught
 from torch import nn
 
+from lidar_semseg_ros.core.classes import ClassTable
 from lidar_semseg_ros.core.errors import UserError
 from lidar_semseg_ros.core.frame import CameraImage
 from lidar_semseg_ros.distill import run_files
 from lidar_semseg_ros.distill.batches import Batch
-from lidar_semseg_ros.distill.beginning import beginning
+from lidar_semseg_ros.distill.beginning import beginning, initial_network
 from lidar_semseg_ros.distill.distillation import ImageTeacher, distill, lesson_of
 from lidar_semseg_ros.distill.mixture import mixed
 from lidar_semseg_ros.distill.objectives import Lesson, Student, by_view, terms
@@ -31,10 +33,14 @@ from lidar_semseg_ros.distill.run_files import RunFiles
 from lidar_semseg_ros.distill.samples import Store, TaughtBatches, mixed_sweep, require_what_is_taught
 from lidar_semseg_ros.distill.sources import open_recording
 from lidar_semseg_ros.distill.validation import Validation
-from lidar_semseg_ros.formats.bags import BagWriter
+from lidar_semseg_ros.formats.bags import BagWriter, open_bag
+from lidar_semseg_ros.formats.images import jpeg_bytes
 from lidar_semseg_ros.network.model_file import ModelDescription, write_safetensors
 from lidar_semseg_ros.network.segmenter import Segmenter, SegmenterConfig
 from lidar_semseg_ros.network.waffleiron import Plane, WaffleIron
+
+IMAGES = RIG.cameras[0].topic
+SMALL = np.zeros((24, 32, 3), np.uint8)
 
 
 @pytest.fixture(scope="module")
@@ -438,6 +444,59 @@ def test_features_at_points_are_those_of_the_pixels_that_show_them(bag: Path, ey
     assert near.max() < 1e-3
 
 
+def with_faulty_images(taught: Path, made: Path, *faulty: int) -> Path:
+    """Copy a recording; of the images that are given by number, the even ones are cut off, the odd ones too small."""
+    numbers = count()
+    with open_bag(taught) as bag, BagWriter(made) as copy:
+        for recorded in bag.messages():
+            number = next(numbers) if recorded.topic == IMAGES else None
+            if number in faulty:
+                stamp_ns = recorded.log_time_ns
+                file = recorded.message().data.tobytes()[:200] if number % 2 == 0 else jpeg_bytes(SMALL)
+                copy.write_compressed_image(IMAGES, file, "jpeg", stamp_ns, "camera")
+            else:
+                latched = recorded.topic in bag.latched
+                copy.write(recorded.topic, recorded.msgtype, recorded.log_time_ns, recorded.cdr(), latched)
+    return made
+
+
+@pytest.mark.parametrize("superpixels", ["classes", "slic"])
+def test_a_run_goes_on_without_the_images_that_cannot_be_used_and_tells_of_each_once(
+    bag: Path, eyes: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture, superpixels: str
+) -> None:
+    if superpixels == "slic":
+        pytest.importorskip("skimage", reason="superpixels need scikit-image, the extra 'teacher'")
+    faulty = with_faulty_images(bag, tmp_path / "faulty.mcap", 1, 2)
+    objectives = {"pseudo_labels": 0.0, "scalr": 1.0, "seal_superpixels": 1.0, "superpixels": superpixels}
+    said, rows = [], []
+    for folder in (tmp_path / "first", tmp_path / "again"):
+        folder.mkdir()
+        caplog.clear()
+        ready = Ready(folder, [faulty], eyes, steps=6, workers=1, objectives=objectives)
+        require_what_is_taught(ready.mixture, ready.config)
+        rows.append(ready.distill()[1])
+        said.append([text for text in caplog.messages if "left out" in text])
+    assert rows[0] == rows[1] and len(rows[0]) == 6 and any(row["scalr"] for row in rows[0])
+    assert said[0] == said[1] and len(said[0]) == 2
+    small, cut_off = sorted(said[0], key=lambda text: "calibrate at" not in text)
+    assert small.startswith(f"an image of faulty.mcap, {IMAGES}, is left out: image faulty-") and "32×24" in small
+    assert cut_off.startswith(f"an image of faulty.mcap, {IMAGES}, is left out: the compressed image")
+
+
+def test_a_recording_none_of_whose_images_can_be_used_teaches_no_features(bag: Path, tmp_path: Path) -> None:
+    config = DistillConfig(objectives=ObjectiveConfig(pseudo_labels=0.0, scalr=1.0))
+    one = with_faulty_images(bag, tmp_path / "one.mcap", 0, 1, 2, 3)
+    require_what_is_taught(
+        mixed([open_recording(SourceConfig(path=str(one)), tmp_path, images=True)], [1.0], 1, 0), config
+    )
+    none = with_faulty_images(bag, tmp_path / "none.mcap", 1, 3, 0, 2, 4)
+    nothing = open_recording(SourceConfig(path=str(none)), tmp_path, images=True)
+    with pytest.raises(
+        UserError, match=r"^no image of none\.mcap can be used: the compressed image .*; or leave it out"
+    ):
+        require_what_is_taught(mixed([nothing], [1.0], 1.0, 0), config)
+
+
 def test_masks_of_a_model_are_asked_once_and_part_the_points(bag: Path, eyes: Path, tmp_path: Path) -> None:
     class Halves:
         asked = 0
@@ -526,6 +585,35 @@ def test_probing_trains_the_head_alone_and_a_head_for_other_classes_is_made_anew
     anew = beginning(features, 24)
     assert anew.network.config.outputs == 24 and "head made anew" in anew.origin["start"]
     assert torch.equal(anew.network.embed.final.weight, network.embed.final.weight)
+
+
+@pytest.mark.parametrize(
+    ("learned", "why"),
+    [
+        (ClassTable(name="mine", names=STOREYS.names, colors=((1, 2, 3), (4, 5, 6))), None),
+        (ClassTable(name="mine", names=("above", "below"), colors=STOREYS.colors), "its classes are those of storeys"),
+        (ClassTable(name="mine", names=("a", "b", "c"), colors=((0, 0, 0),) * 3), "but those of mine are learned"),
+        (None, "no labels are learned"),
+    ],
+)
+def test_a_trained_head_goes_on_for_classes_of_the_same_names_and_else_the_reason_is_told(
+    bag: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture, learned: ClassTable | None, why: str | None
+) -> None:
+    before = Ready(tmp_path, [bag])
+    network = initial_network(before.begin.network.config, seed=7)
+    description = ModelDescription(
+        name="s", network=network.config.to_mapping(), inputs=before.begin.inputs, classes=STOREYS, provenance={}
+    )
+    start = tmp_path / "s.safetensors"
+    write_safetensors(start, network.state_dict(), description)
+    begin = beginning(replace(before.plan, start=start, classes=learned), 2)
+    heads = [one.state_dict()["classif.weight"] for one in (network, begin.network)]
+    assert (heads[0].shape == heads[1].shape and torch.equal(*heads)) == (why is None)
+    if why is None:
+        assert not caplog.messages
+    else:
+        (told,) = caplog.messages
+        assert told.startswith(f"the head of {start} is made anew, for ") and why in told
 
 
 def test_heads_beside_the_network_are_those_of_the_seed_whatever_was_drawn_before(bag: Path, tmp_path: Path) -> None:

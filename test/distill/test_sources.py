@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -33,8 +34,11 @@ def stamp_ns(sweep: int) -> int:
     return 10**9 + sweep * SWEEP_NS
 
 
-def write_drive(path: Path, image_every: int = 1) -> None:
-    """Sweeps stamped at their end, images 3 ms after the middle of every so manieth; no CameraInfo, no transforms."""
+def write_drive(path: Path, image_every: int = 1, garbage_s: float | None = None) -> None:
+    """Sweeps stamped at their end, images 3 ms after the middle of every so manieth; no CameraInfo, no transforms.
+
+    garbage_s: the time of two points, of which one has no return.
+    """
     rng = np.random.default_rng(0)
     with BagWriter(path) as bag:
         for sweep in range(SWEEPS):
@@ -43,12 +47,11 @@ def write_drive(path: Path, image_every: int = 1) -> None:
                 pixels = np.zeros((CAMERA.height, CAMERA.width, 3), np.uint8)
                 taken_ns = middle_ns + 3_000_000 - CAMERA_OFFSET_NS
                 bag.write_image(IMAGES, CameraImage(stamp_ns=taken_ns, frame_id="front", pixels=pixels), jpeg=True)
-            frame = LidarFrame(
-                stamp_ns=stamp_ns(sweep),
-                frame_id="lidar",
-                xyz=rng.uniform((1, -1, -1), (4, 1, 1), (50, 3)).astype(np.float32),
-                time_s=np.linspace(0, SWEEP_NS / 1e9, 50, dtype=np.float32),
-            )
+            xyz = rng.uniform((1, -1, -1), (4, 1, 1), (50, 3)).astype(np.float32)
+            time_s = np.linspace(0, SWEEP_NS / 1e9, 50, dtype=np.float32)
+            if garbage_s is not None:
+                time_s[[7, 20]], xyz[7] = garbage_s, np.nan
+            frame = LidarFrame(stamp_ns=stamp_ns(sweep), frame_id="lidar", xyz=xyz, time_s=time_s)
             bag.write_cloud(CLOUDS, cloud_from_frame(frame))
 
 
@@ -117,6 +120,48 @@ def test_a_recording_labelled_by_a_calibration_file_is_read_with_the_teachers_st
     (image,) = recording.sweep(0).images
     assert np.array_equal(image.camera.matrix, CAMERA.matrix) and np.allclose(image.camera_from_lidar, FORWARD)
     assert times_in(opened(made, images=False)) == [(start, []) for start in start_ns]
+
+
+@pytest.mark.parametrize("garbage_s", [3.4e38, -3.4e38, float("inf")])
+def test_a_drive_with_garbage_for_times_is_labelled_and_read_as_without(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, garbage_s: float
+) -> None:
+    write_drive(tmp_path / "drive.mcap", garbage_s=garbage_s)
+    calibration = write_calibration(tmp_path / "c.yaml", stamp="end", stamp_offset_s=LIDAR_OFFSET_NS / 1e9)
+    made, seen = as_the_teacher_saw(tmp_path, monkeypatch, {}, calibration=str(calibration))
+    assert times_in(opened(made)) == seen
+    starts_ns = [stamp_ns(sweep) + LIDAR_OFFSET_NS - SWEEP_NS for sweep in range(SWEEPS)]
+    assert seen == [(start_ns, [start_ns + SWEEP_NS // 2 + 3_000_000]) for start_ns in starts_ns]
+
+
+def test_images_that_cannot_be_read_are_left_out_and_told_once(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    path, raw = tmp_path / "a.mcap", "/camera/image_raw"
+    rig = replace(RIG, cameras=(replace(RIG.cameras[0], topic=raw),))
+    write_taught(path, sweeps=3, images=False, rig=rig)
+    drive = tmp_path / "drive"
+    drive.mkdir()
+    path.rename(drive / "0.mcap")
+    pixels = np.zeros((CAMERA.height, CAMERA.width, 3), np.uint8)
+    with BagWriter(drive / "1.mcap") as bag:
+        bag.write_image(raw, CameraImage(stamp_ns=3 * PERIOD_NS, frame_id="front", pixels=pixels))
+    with open_bag(drive / "1.mcap") as bag:
+        (recorded,) = bag.messages([raw])
+    (drive / "1.mcap").unlink()
+    with BagWriter(drive / "1.mcap") as bag:
+        message = recorded.message()
+        message.encoding, message.header.stamp.nanosec = "nv12", PERIOD_NS // 2
+        bag.write(raw, recorded.msgtype, PERIOD_NS // 2, message)
+        bag.write(raw, recorded.msgtype, 2 * PERIOD_NS, b"\0\1\0\0\xff")
+        message.encoding, message.header.stamp.nanosec = "rgb8", 2 * PERIOD_NS
+        bag.write(raw, recorded.msgtype, 2 * PERIOD_NS, message)
+    recording = opened(drive)
+    # The odd image is the nearest of two sweeps.
+    assert [len(sweep.images) for sweep in map(recording.sweep, range(3))] == [0, 0, 1]
+    odd, broken = sorted(caplog.messages, key=lambda text: "nv12" not in text)
+    assert f"an image of drive, {raw}, is left out: images with encoding 'nv12'" in odd
+    assert f"an image of drive, {raw}, is left out: {raw}: 5 bytes are no sensor_msgs" in broken
 
 
 @pytest.mark.parametrize("images", [True, False])

@@ -134,8 +134,9 @@ def test_beams_without_a_return_stay_so(trajectory: Trajectory | None) -> None:
     assert nothing.shape == (0, 3)
 
 
-def test_a_point_without_a_time_is_nowhere_while_the_others_are_where_they_were() -> None:
-    xyz, time_s = [[3, 0, 0], [3, 1, 0], [3, 2, 0]], [0.02, np.nan, 0.1]
+@pytest.mark.parametrize("garbage_s", [np.nan, np.inf, 3e38, -3e38, 1e5])
+def test_a_point_without_a_time_is_nowhere_while_the_others_are_where_they_were(garbage_s: float) -> None:
+    xyz, time_s = [[3, 0, 0], [3, 1, 0], [3, 2, 0]], [0.02, garbage_s, 0.1]
     found = points_in(np.eye(4), frame_of(xyz, time_s), np.eye(4), drive(0.0, 0.1))
     alone = points_in(np.eye(4), frame_of([xyz[0], xyz[2]], [0.02, 0.1]), np.eye(4), drive(0.0, 0.1))
     assert np.isnan(found[1]).all() and (found[[0, 2]] == alone).all()

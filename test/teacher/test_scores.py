@@ -108,6 +108,16 @@ def test_a_pixel_lies_in_the_cell_that_covers_it(uv_px: tuple[float, float], cel
     assert (row[0], column[0]) == cell
 
 
+@pytest.mark.parametrize(("image_size", "grid"), [((752, 480), (409, 640)), ((7, 5), (5, 7)), ((9, 4), (3, 2))])
+def test_every_pixel_shows_the_class_that_a_point_at_its_centre_votes_for(
+    image_size: tuple[int, int], grid: tuple[int, int]
+) -> None:
+    scores = certain_scores(np.random.default_rng(0).integers(0, 200, grid).astype(np.uint8), image_size)
+    v, u = np.indices(image_size[::-1]).reshape(2, -1)
+    voted = scores.class_id[nearest_cells(np.stack([u, v], axis=1), image_size, grid)]
+    assert np.array_equal(scores.at_full_size().ravel(), voted)
+
+
 @pytest.mark.parametrize(
     "change",
     [
