@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
@@ -12,6 +13,8 @@ from lidar_semseg_ros.core.errors import UserError
 from lidar_semseg_ros.core.geometry import rigid, rotation_from_quaternion
 from lidar_semseg_ros.core.transform_tree import TransformTree
 from lidar_semseg_ros.formats.bags import ODOMETRY, Bag, topics_of_type
+
+_logger = logging.getLogger(__name__)
 
 POSE_STAMPED = "geometry_msgs/msg/PoseStamped"
 
@@ -46,7 +49,8 @@ def recorded_poses(bag: Bag, sensor_frame: str, tree: TransformTree, topic: str 
     """Read where the robot that carries a sensor was; None where the recording does not tell.
 
     topic: of Odometry or PoseStamped. Without it: the only Odometry, else what /tf says of the frame that carries the
-    sensor, else the only PoseStamped. UserError if the topic is none of these.
+    sensor, else the only PoseStamped. UserError if the topic is none of these. Poses whose quaternion is no
+    rotation are left out, with one warning.
     """
     if topic is not None and bag.topics.get(topic) not in (ODOMETRY, POSE_STAMPED):
         there = [name for name, kind in bag.topics.items() if kind in (ODOMETRY, POSE_STAMPED)]
@@ -55,23 +59,18 @@ def recorded_poses(bag: Bag, sensor_frame: str, tree: TransformTree, topic: str 
     if topic is None and len(odometry) == 1:
         topic = odometry[0]
     if topic is None:
-        found = _collected(_of_tf(bag, tree.root(sensor_frame)), tree.root(sensor_frame))
+        root = tree.root(sensor_frame)
+        found = _collected("/tf", _of_tf(bag, root), root)
         if found is not None or len(poses) != 1:
             return found
         topic = poses[0]
     base = _base_frame(bag, topic) if bag.topics[topic] == ODOMETRY else ""
-    return _collected(_of_topic(bag, topic), base)
+    return _collected(topic, _of_topic(bag, topic), base)
 
 
 def pose_of_message(message: Any) -> tuple[int, np.ndarray]:
-    """Read an Odometry or a PoseStamped: stamp in nanoseconds, and pose (4, 4)."""
-    pose = message.pose
-    return _stamp_ns(message), matrix_of_pose(pose.pose if hasattr(pose, "pose") else pose)
-
-
-def matrix_of_pose(pose: Any) -> np.ndarray:
-    """Give a geometry_msgs/Pose as a matrix (4, 4)."""
-    return _matrix(pose.position, pose.orientation)
+    """Read an Odometry or a PoseStamped: stamp in nanoseconds, and pose (4, 4); UserError for no rotation."""
+    return _stamp_ns(message), _matrix(*_place(message))
 
 
 def matrix_of_transform(transform: Any) -> np.ndarray:
@@ -90,18 +89,28 @@ def _stamp_ns(message: Any) -> int:
     return int(message.header.stamp.sec) * 10**9 + int(message.header.stamp.nanosec)
 
 
-def _of_topic(bag: Bag, topic: str) -> Iterator[tuple[int, np.ndarray]]:
+def _place(message: Any) -> tuple[Any, Any]:
+    pose = message.pose.pose if hasattr(message.pose, "pose") else message.pose
+    return pose.position, pose.orientation
+
+
+_Told = tuple[int, tuple[Any, Any]]
+"""A stamp, and position and rotation as messages have them."""
+
+
+def _of_topic(bag: Bag, topic: str) -> Iterator[_Told]:
     for recorded in bag.messages([topic]):
-        yield pose_of_message(recorded.message())
+        message = recorded.message()
+        yield _stamp_ns(message), _place(message)
 
 
-def _of_tf(bag: Bag, base: str) -> Iterator[tuple[int, np.ndarray]]:
+def _of_tf(bag: Bag, base: str) -> Iterator[_Told]:
     if "/tf" not in bag.topics:
         return
     for recorded in bag.messages(["/tf"]):
         for stamped in recorded.message().transforms:
             if stamped.child_frame_id.lstrip("/") == base:
-                yield _stamp_ns(stamped), matrix_of_transform(stamped.transform)
+                yield _stamp_ns(stamped), (stamped.transform.translation, stamped.transform.rotation)
 
 
 def _base_frame(bag: Bag, topic: str) -> str:
@@ -109,8 +118,15 @@ def _base_frame(bag: Bag, topic: str) -> str:
     return "" if first is None else str(first.message().child_frame_id).lstrip("/")
 
 
-def _collected(poses: Iterator[tuple[int, np.ndarray]], base_frame: str) -> RecordedPoses | None:
-    by_stamp = dict(poses)
+def _collected(topic: str, poses: Iterator[_Told], base_frame: str) -> RecordedPoses | None:
+    by_stamp, faults = {}, []
+    for stamp_ns, place in poses:
+        try:
+            by_stamp[stamp_ns] = _matrix(*place)
+        except UserError as error:
+            faults.append(f"at {stamp_ns} ns: {error}")
+    if faults:
+        _logger.warning("%d poses of %s are left out, the first one %s", len(faults), topic, faults[0])
     if not by_stamp:
         return None
     stamps = sorted(by_stamp)

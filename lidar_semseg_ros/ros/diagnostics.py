@@ -25,12 +25,14 @@ class Tally:
     def __init__(self) -> None:
         self._lock = threading.Lock()
         self._counts: Counter[str] = Counter()
+        self._new: Counter[str] = Counter()
         self._durations_ms: dict[str, deque[float]] = {}
 
     def count(self, event: str, times: int = 1) -> None:
         """Add to an event."""
         with self._lock:
             self._counts[event] += times
+            self._new[event] += times
 
     def time(self, stage: str, duration_ms: float) -> None:
         """Note how long a stage took."""
@@ -47,6 +49,12 @@ class Tally:
         """Give a copy of all counts."""
         with self._lock:
             return Counter(self._counts)
+
+    def take_new(self) -> Counter[str]:
+        """Give what was counted since the last call, also where the counts were cleared meanwhile."""
+        with self._lock:
+            new, self._new = self._new, Counter()
+        return new
 
     def percentiles_ms(self) -> dict[str, tuple[float, float]]:
         """Give the median and the 95th percentile of each stage."""
@@ -95,7 +103,6 @@ class DiagnosticsPublisher:
         """
         self._node, self._tally, self._events, self._facts = node, tally, events, facts
         self._idle, self._trouble = idle, trouble
-        self._last: Counter[str] = Counter()
         self._failing = False
         self._publisher = node.create_publisher(DiagnosticArray, "/diagnostics", 10)
         self._timer = steady_timer(node, 1.0, self.publish)
@@ -116,8 +123,7 @@ class DiagnosticsPublisher:
 
     def _judge(self, counts: Counter[str]) -> tuple[bytes, str]:
         """Judge the last second; a failure stays an error until a cloud is labelled again."""
-        new = counts - self._last  # of a Counter: what has grown
-        self._last = counts
+        new = self._tally.take_new()
         self._failing = new["failed"] > 0 or (self._failing and not new["labelled"])
         received = new["received"]
         if self._failing:

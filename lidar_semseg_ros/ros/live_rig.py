@@ -18,16 +18,20 @@ from lidar_semseg_ros.core.camera import Camera
 from lidar_semseg_ros.core.errors import UserError
 from lidar_semseg_ros.core.frame import CameraImage, LidarFrame
 from lidar_semseg_ros.core.options import setting
+from lidar_semseg_ros.core.pairing import JUMP_S
 from lidar_semseg_ros.formats.calibration import CameraCalibration, LidarCalibration, calibration_file, read_calibration
 from lidar_semseg_ros.formats.images import read_camera_info, read_image
 from lidar_semseg_ros.formats.poses import pose_of_message
 from lidar_semseg_ros.formats.rig import RecordedCamera, Rig
+from lidar_semseg_ros.ros.diagnostics import Tally
 from lidar_semseg_ros.ros.drops import LOG_PERIOD_S
 from lidar_semseg_ros.ros.transforms import NoTransformError, Transforms
 from lidar_semseg_ros.teacher.labeller import TakenImage
 from lidar_semseg_ros.teacher.lifting import Trajectory
 
 KEPT_POSES = 500
+MOTION_CAUSES = ("pose_invalid", "motion_no_transform")
+"""Why a pose is left out, and why motion is not undone in a cloud."""
 SWEEP_INSTANTS = 5
 """Times in and around a sweep at which /tf is asked where the robot was."""
 
@@ -132,9 +136,9 @@ class LiveRig:
 class Motion:
     """Where the robot was of late: from Odometry, or from /tf between a fixed frame and the lidar."""
 
-    def __init__(self, node: Node, fixed_frame: str, transforms: Callable[[], Transforms]) -> None:
+    def __init__(self, node: Node, fixed_frame: str, transforms: Callable[[], Transforms], tally: Tally) -> None:
         """fixed_frame: of /tf, such as odom; empty: poses come on ~/input/odometry, if anybody publishes there."""
-        self._node, self._fixed_frame, self._transforms = node, fixed_frame, transforms
+        self._node, self._fixed_frame, self._transforms, self._tally = node, fixed_frame, transforms, tally
         self._lock = threading.Lock()
         self._poses: deque[tuple[int, np.ndarray]] = deque(maxlen=KEPT_POSES)
         self._base_frame = ""
@@ -150,11 +154,19 @@ class Motion:
             self._poses.clear()
 
     def _keep(self, message: Odometry) -> None:
-        stamp_ns, pose = pose_of_message(message)
+        try:
+            stamp_ns, pose = pose_of_message(message)
+        except UserError as error:
+            self._tally.count("pose_invalid")
+            self._node.get_logger().warning(
+                f"a pose on {self._subscription.topic_name} is left out: {error}", throttle_duration_sec=LOG_PERIOD_S
+            )
+            return
         with self._lock:
-            if self._poses and stamp_ns <= self._poses[-1][0]:
+            if self._poses and stamp_ns < self._poses[-1][0] - JUMP_S * 1e9:
                 self._poses.clear()
-            self._poses.append((stamp_ns, pose))
+            if not self._poses or stamp_ns > self._poses[-1][0]:
+                self._poses.append((stamp_ns, pose))
         self._base_frame = message.child_frame_id
 
     def around(self, frame: LidarFrame) -> tuple[Trajectory | None, np.ndarray]:
@@ -186,13 +198,27 @@ class Motion:
         return self._base_from_lidar
 
     def _of_tf(self, frame: LidarFrame) -> Trajectory | None:
-        stamps_ns = frame.stamp_ns + (np.linspace(-0.5, 1.0, SWEEP_INSTANTS) * 1e8).astype(np.int64)
-        found = {}
-        for stamp_ns in stamps_ns.tolist():
-            try:
-                found[stamp_ns] = self._transforms().lookup(self._fixed_frame, frame.frame_id, stamp_ns)
-            except NoTransformError:
-                continue
-        if not found:
-            return None
-        return Trajectory(stamps_ns=np.array(list(found), np.int64), map_from_base=np.stack(list(found.values())))
+        instants_ns = (frame.stamp_ns + (np.linspace(-0.5, 1.0, SWEEP_INSTANTS) * 1e8).astype(np.int64)).tolist()
+        middle = SWEEP_INSTANTS // 2
+        found: dict[int, np.ndarray] = {}
+        # Outwards from the middle, and no farther once the tree does not know, for every look in vain waits.
+        for way_ns in (instants_ns[middle:], instants_ns[middle - 1 :: -1]):
+            for stamp_ns in way_ns:
+                try:
+                    found[stamp_ns] = self._transforms().lookup(self._fixed_frame, frame.frame_id, stamp_ns)
+                except NoTransformError as error:
+                    if not found:
+                        self._say_unknown(error)
+                        return None
+                    break
+        stamps_ns = sorted(found)
+        poses = np.stack([found[stamp_ns] for stamp_ns in stamps_ns])
+        return Trajectory(stamps_ns=np.array(stamps_ns, np.int64), map_from_base=poses)
+
+    def _say_unknown(self, error: NoTransformError) -> None:
+        self._tally.count("motion_no_transform")
+        self._node.get_logger().warning(
+            f"motion is not undone and no past sweep votes, for where the lidar is in fixed_frame "
+            f"'{self._fixed_frame}' is not known: {error}",
+            throttle_duration_sec=LOG_PERIOD_S,
+        )

@@ -45,7 +45,10 @@ SWITCH_INTERVAL_S = 0.0005
 
 
 class PlayerNode(Node):
-    """Publishes a bag in its own time, in a thread, and shuts down at its end; services and keys steer it."""
+    """Publishes a bag in its own time, in a thread, and shuts down at its end; services and keys steer it.
+
+    has_failed: whether the bag could not be played to its end.
+    """
 
     def __init__(self) -> None:
         super().__init__("player")
@@ -64,6 +67,7 @@ class PlayerNode(Node):
         self._playback = self._make_playback()
         self._offer_control()
         self._stopping = threading.Event()
+        self.has_failed = False
         self._thread = threading.Thread(target=self._play, name="playback", daemon=True)
         # Only once the node is spun, for a recording may be at its end at once, and with it the node.
         self._beginning = steady_timer(self, 0.0, self._begin)
@@ -166,9 +170,11 @@ class PlayerNode(Node):
                 publisher.wait_for_all_acked(Duration(seconds=5))
             self.get_logger().info(f"played {self._playback.published} messages")
         except UserError as error:
+            self.has_failed = True
             self.get_logger().error(str(error))
         except Exception:
             if rclpy.ok():  # else the node is being taken down under us
+                self.has_failed = True
                 raise
         finally:
             rclpy.try_shutdown()
@@ -203,9 +209,16 @@ class PlayerNode(Node):
 
 
 def main() -> None:
-    """Run the node."""
+    """Run the node; the exit status is 1 when the recording could not be played to its end."""
     sys.setswitchinterval(SWITCH_INTERVAL_S)
-    leave(run_node(PlayerNode))
+    players: list[PlayerNode] = []
+
+    def make() -> PlayerNode:
+        players.append(PlayerNode())
+        return players[0]
+
+    status = run_node(make)
+    leave(status or int(any(player.has_failed for player in players)))
 
 
 if __name__ == "__main__":

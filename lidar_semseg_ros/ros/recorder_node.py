@@ -30,8 +30,9 @@ DISCOVERY_PERIOD_S = 0.2
 FLUSH_PERIOD_S = 0.5
 SENSOR_TYPES = (POINT_CLOUD, IMAGE, COMPRESSED_IMAGE, CAMERA_INFO)
 """What `max_rate_hz` and `min_motion_m` thin out; everything else is small and recorded whole."""
-KEPT_LATCHED = 100
-"""So many messages of a latched topic are kept for the files that begin later."""
+KEPT_LATCHED, KEPT_LATCHED_BYTES = 100, 16 * 2**20
+"""So many messages of a latched topic, and so many bytes, but always the newest one, are kept for the files that begin
+later: all frames and the description of a robot are far smaller, and of a map that is told again the newest counts."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -66,6 +67,11 @@ class _Topic:
     kind: str
     is_latched: bool
 
+    @property
+    def is_told_once(self) -> bool:
+        """Whether every file needs it whole; a latched cloud or image is as large as any and followed by the next."""
+        return self.is_latched and self.kind not in (POINT_CLOUD, IMAGE, COMPRESSED_IMAGE)
+
 
 @dataclass(frozen=True, kw_only=True)
 class _Heard:
@@ -91,7 +97,7 @@ class RecorderNode(Node):
         self._parts_size = 0
         self._paused = config.paused
         self._written_ns = 0
-        self._before_clock: deque[tuple[_Topic, bytes]] = deque(maxlen=KEPT_LATCHED)
+        self._before_clock: dict[str, deque[_Heard]] = {}
         self._latched: dict[str, deque[_Heard]] = {}
         self._recent: deque[_Heard] = deque()
         self._gate = _Gate(config.max_rate_hz, config.min_motion_m)
@@ -134,14 +140,16 @@ class RecorderNode(Node):
         if now_ns == 0:
             self._wait_for_clock(topic, data)
             return
-        while self._before_clock:
-            self._take(*self._before_clock.popleft(), now_ns)
-        self._take(topic, data, now_ns)
+        waiting, self._before_clock = self._before_clock, {}
+        for kept in waiting.values():
+            for heard in kept:
+                self._take(replace(heard, log_time_ns=now_ns))
+        self._take(_Heard(topic=topic, log_time_ns=now_ns, arrived_s=time.monotonic(), data=data))
 
     def _wait_for_clock(self, topic: _Topic, data: bytes) -> None:
         """Keep what is latched: logged at time 0, a message would make a recording of half a century."""
         if topic.is_latched:
-            self._before_clock.append((topic, data))
+            _keep(self._before_clock, _Heard(topic=topic, log_time_ns=0, arrived_s=time.monotonic(), data=data))
         self.get_logger().warning(
             "nothing is recorded, for use_sim_time is set and no /clock has come; publish one or set use_sim_time to "
             "false",
@@ -163,20 +171,20 @@ class RecorderNode(Node):
         else:
             self.get_logger().warning(f"{said}, and the recording goes on in {self._file}")
 
-    def _take(self, topic: _Topic, data: bytes, now_ns: int) -> None:
-        heard = _Heard(topic=topic, log_time_ns=now_ns, arrived_s=time.monotonic(), data=data)
+    def _take(self, heard: _Heard) -> None:
+        topic = heard.topic
         if self._config.snapshot_s:
-            if self._recent and now_ns < self._recent[-1].log_time_ns - JUMP_S * 1e9:
+            if self._recent and heard.log_time_ns < self._recent[-1].log_time_ns - JUMP_S * 1e9:
                 self._recent.clear()
             self._recent.append(heard)
             while self._recent[0].arrived_s < heard.arrived_s - self._config.snapshot_s:
                 self._recent.popleft()
         if topic.kind == ODOMETRY and self._config.min_motion_m:
-            self._gate.move_to(deserialize_message(data, Odometry))
-        if self._writer is not None and (topic.is_latched or (not self._paused and self._gate.lets_through(heard))):
+            self._gate.move_to(deserialize_message(heard.data, Odometry))
+        if self._writer is not None and (topic.is_told_once or (not self._paused and self._gate.lets_through(heard))):
             self._write(heard)
         if topic.is_latched:
-            self._latched.setdefault(topic.name, deque(maxlen=KEPT_LATCHED)).append(heard)
+            _keep(self._latched, heard)
 
     def _write(self, heard: _Heard) -> None:
         assert self._writer is not None
@@ -259,11 +267,13 @@ class RecorderNode(Node):
             response.success, response.message = False, "nothing is kept in memory; set the parameter snapshot_s"
             return response
         path = _next_to(Path(self._config.file).expanduser(), "snapshot")
-        recent = [heard for heard in self._recent if not heard.topic.is_latched]
+        recent = [heard for heard in self._recent if not heard.topic.is_told_once]
         begin_ns = recent[0].log_time_ns if recent else self.get_clock().now().nanoseconds
+        topics = {heard.topic for heard in recent}
         try:
             with BagWriter(path) as writer:
-                _put([*self._latched_at(begin_ns), *recent], writer)
+                _put([heard for heard in self._latched_at(begin_ns) if heard.topic not in topics], writer)
+                _put(recent, writer)
         except (UserError, OSError) as error:
             response.success, response.message = False, str(error)
             return response
@@ -283,7 +293,7 @@ class _Gate:
     def __init__(self, max_rate_hz: float, min_motion_m: float) -> None:
         self._period_s = 1 / max_rate_hz if max_rate_hz else 0.0
         self._min_motion_m = min_motion_m
-        self._last_s: dict[str, float] = {}
+        self._due_s: dict[str, float] = {}
         self._here: np.ndarray | None = None
         self._there: dict[str, np.ndarray] = {}
 
@@ -297,16 +307,26 @@ class _Gate:
         if heard.topic.kind not in SENSOR_TYPES:
             return True
         name = heard.topic.name
-        # Half a millisecond of slack: a period that is met exactly must not fail by rounding.
-        if heard.arrived_s - self._last_s.get(name, -np.inf) < self._period_s - 5e-4:
+        due_s = self._due_s.get(name, heard.arrived_s)
+        if heard.arrived_s < due_s:
             return False
         if self._min_motion_m and self._here is not None:
             there = self._there.get(name)
             if there is not None and np.linalg.norm(self._here - there) < self._min_motion_m:
                 return False
             self._there[name] = self._here
-        self._last_s[name] = heard.arrived_s
+        # Counted from when it was due, lest jitter lower the mean rate; of a longer delay half a period is made up for.
+        self._due_s[name] = max(due_s, heard.arrived_s - self._period_s / 2) + self._period_s
         return True
+
+
+def _keep(latched: dict[str, deque[_Heard]], heard: _Heard) -> None:
+    """Add to what is kept by topic, and let go of the oldest beyond a number and a size."""
+    kept = latched.setdefault(heard.topic.name, deque())
+    kept.append(heard)
+    most = KEPT_LATCHED if heard.topic.is_told_once else 1
+    while len(kept) > most or (len(kept) > 1 and sum(len(one.data) for one in kept) > KEPT_LATCHED_BYTES):
+        kept.popleft()
 
 
 def _put(messages: Iterable[_Heard], writer: BagWriter) -> None:

@@ -13,7 +13,6 @@ from sensor_msgs.msg import CompressedImage, Image, PointCloud2
 from lidar_semseg_ros.core.errors import UserError
 from lidar_semseg_ros.core.options import setting
 from lidar_semseg_ros.core.pairing import NearestPairing, Paired, PairingConfig
-from lidar_semseg_ros.ros.camera_watch import CameraWatch
 from lidar_semseg_ros.ros.endpoints import NewestSubscription
 
 Pair = Paired[PointCloud2, Any]
@@ -46,6 +45,18 @@ class Clocks:
     of_image: Callable[[str, Any], int]
 
 
+class Arrivals(Protocol):
+    """Is told of every cloud and every image as it comes, also of those that find no partner."""
+
+    def cloud(self) -> None:
+        """Note that a cloud came."""
+        ...
+
+    def image(self, camera: str) -> None:
+        """Note that an image came."""
+        ...
+
+
 class Synchronizer(Protocol):
     """Delivers pairs until it is destroyed."""
 
@@ -64,10 +75,10 @@ class Nearest:
         kind: type,
         config: SyncConfig,
         clocks: Clocks,
-        watch: CameraWatch,
+        arrivals: Arrivals,
         deliver: Callable[[Pair], None],
     ) -> None:
-        self._node, self._clocks, self._watch, self._deliver = node, clocks, watch, deliver
+        self._node, self._clocks, self._arrivals, self._deliver = node, clocks, arrivals, deliver
         self._pairing: NearestPairing[PointCloud2, Any] = NearestPairing(cameras, config)
         self._clouds = NewestSubscription(node, PointCloud2, "~/input/pointcloud", self._cloud)
         self._images = [
@@ -81,12 +92,12 @@ class Nearest:
         ]
 
     def _cloud(self, message: PointCloud2) -> None:
-        self._watch.cloud()
+        self._arrivals.cloud()
         for pair in self._pairing.add_cloud(self._clocks.of_cloud(message), message):
             self._deliver(pair)
 
     def _image(self, name: str, message: Any) -> None:
-        self._watch.image(name)
+        self._arrivals.image(name)
         for pair in self._pairing.add_image(name, self._clocks.of_image(name, message), message):
             self._deliver(pair)
 
@@ -107,7 +118,7 @@ class MessageFilters:
         kind: type,
         config: SyncConfig,
         clocks: Clocks,
-        watch: CameraWatch,
+        arrivals: Arrivals,
         deliver: Callable[[Pair], None],
     ) -> None:
         """UserError where message_filters is not installed."""
@@ -119,19 +130,25 @@ class MessageFilters:
                 "(ros-<distro>-message-filters); source one, or set sync.policy to nearest"
             ) from None
         self._node, self._cameras, self._clocks, self._deliver = node, cameras, clocks, deliver
-        topics = [(PointCloud2, "~/input/pointcloud"), *((kind, f"~/input/{name}/image") for name in cameras)]
-        self._filters = [
-            message_filters.Subscriber(node, of, topic, qos_profile=qos_profile_sensor_data) for of, topic in topics
+        self._arrivals, self._heard = arrivals, message_filters.SimpleFilter()
+        self._clouds = NewestSubscription(node, PointCloud2, "~/input/pointcloud", self._cloud)
+        self._images = [
+            message_filters.Subscriber(node, kind, f"~/input/{name}/image", qos_profile=qos_profile_sensor_data)
+            for name in cameras
         ]
         # The synchronizer itself is silent as soon as one camera is.
-        self._filters[0].registerCallback(lambda _: watch.cloud())
-        for name, images in zip(cameras, self._filters[1:]):
-            images.registerCallback(lambda _, name=name: watch.image(name))
+        for name, images in zip(cameras, self._images):
+            images.registerCallback(lambda _, name=name: arrivals.image(name))
+        filters = [self._heard, *self._images]
         if config.policy == "exact":
-            self._synchronizer = message_filters.TimeSynchronizer(self._filters, QUEUE)
+            self._synchronizer = message_filters.TimeSynchronizer(filters, QUEUE)
         else:
-            self._synchronizer = message_filters.ApproximateTimeSynchronizer(self._filters, QUEUE, config.max_dt_s)
+            self._synchronizer = message_filters.ApproximateTimeSynchronizer(filters, QUEUE, config.max_dt_s)
         self._synchronizer.registerCallback(self._matched)
+
+    def _cloud(self, message: PointCloud2) -> None:
+        self._arrivals.cloud()
+        self._heard.signalMessage(message)
 
     def _matched(self, cloud: PointCloud2, *images: Any) -> None:
         taken = {name: (self._clocks.of_image(name, image), image) for name, image in zip(self._cameras, images)}
@@ -139,8 +156,9 @@ class MessageFilters:
 
     def destroy(self) -> None:
         """Stop hearing clouds and images."""
-        for one in self._filters:
-            self._node.destroy_subscription(one.sub)
+        self._clouds.destroy()
+        for images in self._images:
+            self._node.destroy_subscription(images.sub)
 
 
 def synchronizer(
@@ -149,9 +167,9 @@ def synchronizer(
     compressed: bool,
     config: SyncConfig,
     clocks: Clocks,
-    watch: CameraWatch,
+    arrivals: Arrivals,
     deliver: Callable[[Pair], None],
 ) -> Synchronizer:
-    """Hear clouds and images, raw or compressed, tell the watch of them, and deliver what belongs together."""
+    """Hear clouds and images, raw or compressed, tell of their arrival, and deliver what belongs together."""
     chosen = Nearest if config.policy == "nearest" else MessageFilters
-    return chosen(node, cameras, CompressedImage if compressed else Image, config, clocks, watch, deliver)
+    return chosen(node, cameras, CompressedImage if compressed else Image, config, clocks, arrivals, deliver)

@@ -26,7 +26,7 @@ from lidar_semseg_ros.ros.camera_watch import CameraWatch
 from lidar_semseg_ros.ros.diagnostics import WINDOW, DiagnosticsPublisher, Tally
 from lidar_semseg_ros.ros.drops import LOG_PERIOD_S, Drops
 from lidar_semseg_ros.ros.endpoints import outlet
-from lidar_semseg_ros.ros.live_rig import ExtrinsicsConfig, LiveRig, Motion, NoCameraInfoError
+from lidar_semseg_ros.ros.live_rig import MOTION_CAUSES, ExtrinsicsConfig, LiveRig, Motion, NoCameraInfoError
 from lidar_semseg_ros.ros.logs import hear_libraries
 from lidar_semseg_ros.ros.messages import cloud_message, image_message, time_message
 from lidar_semseg_ros.ros.outputs import LATCHED, publish_classes
@@ -94,17 +94,17 @@ class TeacherNode(Node):
         self._never_labelled = teacher.never_labelled
         self._labeller = Labeller(teacher, config.lifting, config.voting)
         self._rig = LiveRig(self, self._cameras, config.extrinsics, lambda: self._transforms)
-        self._motion = Motion(self, config.fixed_frame, lambda: self._transforms)
+        self._tally = Tally()
+        self._drops = Drops(self, self._tally)
+        self._motion = Motion(self, config.fixed_frame, lambda: self._transforms, self._tally)
         if config.extrinsics.source == "tf" or config.fixed_frame:
             self._transforms  # noqa: B018 - to fail at the start, not at the first cloud
         self._make_outputs()
-        self._tally = Tally()
-        self._drops = Drops(self, self._tally)
         self._seen = _CameraStatistics(self._cameras)
         self._image_topics = {name: self.resolve_topic_name(f"~/input/{name}/image") for name in self._cameras}
         consequence = config.sync.without_a_camera(len(self._cameras))
         self._watch = CameraWatch(self._image_topics, consequence, lambda said: self.get_logger().warning(said))
-        events = ("received", "labelled", *DROP_CAUSES, *IMAGE_CAUSES)
+        events = ("received", "labelled", *DROP_CAUSES, *IMAGE_CAUSES, *MOTION_CAUSES)
         self._diagnostics = DiagnosticsPublisher(
             self, self._tally, events, self._facts, self._idle, trouble=lambda: self._watch.silences()
         )
@@ -139,9 +139,10 @@ class TeacherNode(Node):
         wanted = any(publisher.get_subscription_count() for publisher in outlets)
         if wanted and self._input is None:
             self._watch.begin()
-            clocks = Clocks(of_cloud=self._heard, of_image=self._rig.time_ns)
+            clocks = Clocks(of_cloud=self._middle_ns, of_image=self._rig.time_ns)
+            arrivals = _Arrivals(self._tally, self._watch)
             self._input = synchronizer(
-                self, self._cameras, self._config.compressed, self._config.sync, clocks, self._watch, self._receive
+                self, self._cameras, self._config.compressed, self._config.sync, clocks, arrivals, self._receive
             )
         elif not wanted and self._input is not None:
             self._input.destroy()
@@ -149,9 +150,8 @@ class TeacherNode(Node):
 
     # One pair, in the executor's thread.
 
-    def _heard(self, message: PointCloud2) -> int:
-        """Count a cloud; tell its middle, as far as the sweeps before it show how long one takes."""
-        self._tally.count("received")
+    def _middle_ns(self, message: PointCloud2) -> int:
+        """Tell the middle of a cloud, as far as the sweeps before it show how long one takes."""
         stamp_ns = message.header.stamp.sec * 10**9 + message.header.stamp.nanosec
         return self._rig.lidar.middle_ns(stamp_ns, self._sweep_s)
 
@@ -215,11 +215,7 @@ class TeacherNode(Node):
         if not images:
             raise next(iter(faults.values()))
         for name, error in faults.items():
-            cause = _image_cause(error)
-            self._tally.count(cause)
-            self.get_logger().warning(
-                f"image of {name} left out ({cause}): {error}", throttle_duration_sec=LOG_PERIOD_S
-            )
+            self._drops.leave_out(name, _image_cause(error), error)
         return images
 
     def _publish_settings(self) -> None:
@@ -265,6 +261,20 @@ def _image_cause(error: UserError) -> str:
     if isinstance(error, NoCameraInfoError):
         return "image_no_camera_info"
     return "image_no_transform" if isinstance(error, NoTransformError) else "image_invalid"
+
+
+class _Arrivals:
+    """Counts every cloud that comes, and watches the cameras."""
+
+    def __init__(self, tally: Tally, watch: CameraWatch) -> None:
+        self._tally, self._watch = tally, watch
+
+    def cloud(self) -> None:
+        self._tally.count("received")
+        self._watch.cloud()
+
+    def image(self, camera: str) -> None:
+        self._watch.image(camera)
 
 
 class _CameraStatistics:

@@ -15,6 +15,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+from mcap.reader import make_reader
 from rosbags.rosbag1 import Writer as Ros1Writer
 from rosbags.typesys import Stores, get_types_from_msg, get_typestore
 
@@ -22,7 +23,7 @@ rclpy = pytest.importorskip("rclpy", reason="ROS 2 is not installed (source one,
 from rcl_interfaces.msg import Parameter, ParameterType, ParameterValue
 from rcl_interfaces.srv import SetParameters
 from rclpy.qos import DurabilityPolicy, QoSProfile
-from robot import call, spin_until
+from robot import call, run_node, spin_until
 from rosgraph_msgs.msg import Clock
 from sensor_msgs.msg import PointCloud2
 from std_msgs.msg import String
@@ -303,6 +304,17 @@ def test_damage_is_told_after_what_lies_before_it() -> None:
     with pytest.raises(UserError, match=r"a\.bag is damaged"):
         playing.play(START_NS)
     assert len(sent) == 4
+
+
+def test_a_player_that_meets_damage_names_it_and_ends_with_status_1(recording: Path, tmp_path: Path) -> None:
+    with recording.open("rb") as file:
+        chunk = make_reader(file).get_summary().chunk_indexes[3]
+    data = bytearray(recording.read_bytes())
+    data[chunk.chunk_start_offset + 9 + 24] ^= 0xFF  # of its checksum, behind kind, length, two times and a size
+    (tmp_path / "damaged.mcap").write_bytes(data)
+    ended = run_node("player_node", "-p", f"bag:={tmp_path / 'damaged.mcap'}", "-r", "__ns:=/damaged")
+    assert ended.returncode == 1
+    assert f"{tmp_path / 'damaged.mcap'} is damaged" in ended.stderr
 
 
 def test_stopped_playback_returns_at_once_though_the_recording_goes_on_for_ever() -> None:

@@ -11,8 +11,10 @@ import sys
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 pytest.importorskip("rclpy", reason="ROS 2 is not installed (source one, or install the extra [ros])")
@@ -20,6 +22,7 @@ import rclpy
 from foreign_reader import decoded_by_others, found_by_others_until_the_damage
 from nav_msgs.msg import Odometry
 from rclpy.qos import DurabilityPolicy, QoSProfile
+from rclpy.serialization import serialize_message
 from robot import call, good_cloud, spin_until
 from rosgraph_msgs.msg import Clock
 from sensor_msgs.msg import PointCloud2
@@ -28,10 +31,11 @@ from std_srvs.srv import SetBool, Trigger
 
 from lidar_semseg_ros.cli.live import live_environment
 from lidar_semseg_ros.core.errors import UserError
-from lidar_semseg_ros.formats.bags import open_bag
+from lidar_semseg_ros.formats.bags import POINT_CLOUD, open_bag
 from lidar_semseg_ros.formats.pointcloud2 import cloud_content
+from lidar_semseg_ros.ros import recorder_node
 from lidar_semseg_ros.ros.messages import time_message
-from lidar_semseg_ros.ros.recorder_node import RecorderNode
+from lidar_semseg_ros.ros.recorder_node import RecorderNode, _Gate, _Heard, _Topic
 
 S = 10**9
 CLOUDS, POSES, LATCHED = "/recorded/points", "/recorded/odom", "/recorded/class_map"
@@ -382,6 +386,114 @@ def test_no_more_clouds_a_second_are_recorded_than_set(tmp_path: Path, ended: li
     source.publish(4)
     source.ask("stop")
     assert recorded(tmp_path / "a.mcap") == [1]
+
+
+@pytest.mark.parametrize("sensor_hz", [10.0, 20.0, 30.0])
+def test_a_sensor_that_trembles_is_recorded_at_the_rate_that_is_set_and_no_faster(sensor_hz: float) -> None:
+    gate, rng = _Gate(max_rate_hz=10.0, min_motion_m=0.0), np.random.default_rng(4)
+    seconds = 60
+    due_s = np.arange(round(seconds * sensor_hz)) / sensor_hz
+    passed = arrivals_let_through(gate, CLOUDS, due_s + rng.uniform(-0.02, 0.02, len(due_s)))
+    assert 0.98 * 10 * seconds <= len(passed) <= 10 * seconds + 1
+    # In no second more than the limit, but for the one that a delay of half a period brings.
+    assert (np.searchsorted(passed, passed + 1.0) - np.arange(len(passed))).max() <= 11
+
+
+def test_a_pause_of_the_sensor_is_not_made_up_for_and_each_topic_has_its_own_rate() -> None:
+    gate = _Gate(max_rate_hz=2.0, min_motion_m=0.0)
+    assert arrivals_let_through(gate, CLOUDS, [0.0, 0.1, 0.5, 60.0, 60.1, 60.2, 60.3]).tolist() == [
+        0.0,
+        0.5,
+        60.0,
+        60.3,
+    ]
+    assert arrivals_let_through(gate, "/other", [60.2, 60.3]).tolist() == [60.2]
+
+
+def arrivals_let_through(gate: _Gate, name: str, arrivals_s: Sequence[float]) -> np.ndarray:
+    """Show clouds to a gate; the times of those that pass."""
+    topic = _Topic(name=name, kind=POINT_CLOUD, is_latched=False)
+    heard = [_Heard(topic=topic, log_time_ns=0, arrived_s=arrived_s, data=b"") for arrived_s in arrivals_s]
+    return np.array([one.arrived_s for one in heard if gate.lets_through(one)])
+
+
+def latched_by_others(source: Source, kind: type, topic: str) -> object:
+    """Publish on a latched topic that the recorder is told to record."""
+    publisher = source.create_publisher(kind, topic, QoSProfile(depth=1, durability=DurabilityPolicy.TRANSIENT_LOCAL))
+    spin_until(source, lambda: publisher.get_subscription_count() > 0)
+    return publisher
+
+
+@pytest.mark.parametrize("before_clock", [False, True])
+def test_of_what_is_latched_so_many_bytes_are_kept_and_always_the_newest(
+    tmp_path: Path, ended: list[Source], monkeypatch: pytest.MonkeyPatch, before_clock: bool
+) -> None:
+    monkeypatch.setattr(recorder_node, "KEPT_LATCHED_BYTES", 1000)
+    source = Source(f"file:={tmp_path / 'a.mcap'}", f"topics:={CLOUDS},{POSES},{LATCHED},/map",
+                    f"use_sim_time:={str(before_clock).lower()}")  # fmt: skip
+    ended.append(source)
+    maps = latched_by_others(source, String, "/map")
+    kept = source.recorder._before_clock if before_clock else source.recorder._latched
+
+    def lengths(last: int) -> list[int]:
+        """Publish a map of so many characters; what is then kept of it, without 9 bytes that each has more."""
+        maps.publish(String(data="x" * last))
+        spin_until(source, lambda: "/map" in kept and len(kept["/map"][-1].data) == last + 9)
+        return [len(heard.data) - 9 for heard in kept["/map"]]
+
+    assert lengths(301) == [301] and lengths(302) == [301, 302] and lengths(303) == [301, 302, 303]
+    assert lengths(304) == [302, 303, 304]
+    assert lengths(5000) == [5000]
+    assert lengths(305) == [305]
+    assert len(kept[LATCHED]) == 1, "each topic has room of its own"
+
+
+def test_a_latched_cloud_obeys_the_pause_and_later_files_begin_with_the_newest(
+    tmp_path: Path, ended: list[Source]
+) -> None:
+    source = Source(f"file:={tmp_path / 'a.mcap'}", f"topics:={CLOUDS},{POSES},{LATCHED},/cloud_map")
+    ended.append(source)
+    maps = latched_by_others(source, PointCloud2, "/cloud_map")
+    latched = source.recorder._latched
+
+    def publish(stamp_ns: int) -> None:
+        maps.publish(good_cloud(stamp_ns, points=50))
+        heard = lambda: latched["/cloud_map"][-1].data  # noqa: E731
+        spin_until(source, lambda: "/cloud_map" in latched and heard()[4:12] == bytes([0] * 4 + [stamp_ns, 0, 0, 0]))
+
+    def recorded_maps(name: str) -> list[int]:
+        with open_bag(tmp_path / name) as bag:
+            return [cloud_content(one.message()).stamp_ns for one in bag.messages(["/cloud_map"])]
+
+    publish(1)
+    source.ask("pause", True)
+    publish(2)
+    source.ask("pause", False)
+    publish(3)
+    source.ask("stop")
+    assert recorded_maps("a.mcap") == [1, 3]
+    source.ask("start")
+    source.ask("stop")
+    assert recorded_maps("a_part_2.mcap") == [3]
+
+
+def test_a_latched_cloud_obeys_the_rate_and_a_snapshot_has_each_once(tmp_path: Path, ended: list[Source]) -> None:
+    source = Source(
+        f"file:={tmp_path / 'a.mcap'}", f"topics:={POSES},{LATCHED},{CLOUDS}", "max_rate_hz:=0.01", "snapshot_s:=60.0"
+    )
+    ended.append(source)
+    (topic,) = {heard.topic for heard in source.recorder._latched[LATCHED]}
+    latched = replace(topic, name="/cloud_map", kind=POINT_CLOUD)
+    for number in range(3):
+        data = serialize_message(good_cloud(number + 1, points=50))
+        source.recorder._hear(latched, data)
+    answer = source.ask("snapshot")
+    assert answer.success, answer.message
+    source.ask("stop")
+    for name, stamps in (("a", [1]), ("a_snapshot_1", [1, 2, 3])):
+        with open_bag(tmp_path / f"{name}.mcap") as bag:
+            assert [cloud_content(one.message()).stamp_ns for one in bag.messages(["/cloud_map"])] == stamps, name
+            assert bag.message_count(LATCHED) == 1 and "/cloud_map" in bag.latched
 
 
 def test_readers_of_others_decode_all_that_the_recorder_wrote(tmp_path: Path, ended: list[Source]) -> None:

@@ -85,6 +85,18 @@ def test_label_and_confidence_images_are_aligned_with_the_cloud(
     assert np.array_equal(np.frombuffer(answer.data, np.uint8), expected.astype(np.uint8))
 
 
+def test_an_empty_cloud_has_an_empty_label_image_and_none_fails(segmenter: NodeProcess, node: object) -> None:
+    empty = cloud_message(cloud_from_frame(LidarFrame(stamp_ns=7, frame_id="lidar", xyz=np.zeros((0, 3), np.float32))))
+    answer = Watcher(node, Image, "label_image", empty).answer()
+    assert (answer.encoding, answer.height, answer.width, answer.step, len(answer.data)) == ("mono8", 1, 0, 0, 0)
+
+
+@pytest.mark.parametrize("shape", [(1, 0), (0, 5), (0, 0), (2, 0, 3)])
+def test_pictures_without_pixels_are_messages_without_bytes(shape: tuple[int, ...]) -> None:
+    message = image_message(np.zeros(shape, np.uint8), Header())
+    assert (message.height, message.width, message.step, len(message.data)) == (*shape[:2], 0, 0)
+
+
 def test_the_class_map_names_model_and_version_and_label_info_the_classes(segmenter: NodeProcess, node: object) -> None:
     latched = QoSProfile(depth=1, durability=DurabilityPolicy.TRANSIENT_LOCAL)
     heard: list[str] = []

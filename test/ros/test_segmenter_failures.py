@@ -17,6 +17,8 @@ from robot import CLOUDS, Robot, good_cloud, spin_until
 from lidar_semseg_ros.core.errors import UserError
 from lidar_semseg_ros.core.geometry import rigid
 from lidar_semseg_ros.formats.pointcloud2 import cloud_content, column
+from lidar_semseg_ros.ros.diagnostics import Tally
+from lidar_semseg_ros.ros.drops import Drops
 from lidar_semseg_ros.ros.segmenter_node import SegmenterNode
 from lidar_semseg_ros.ros.transforms import NoTransformError, Transforms
 
@@ -117,6 +119,43 @@ def test_a_missing_transform_is_counted_and_once_it_is_there_the_sensor_is_level
         "points are published as they came"
     )
     assert not np.array_equal(column(answer, "class_id"), column(upright, "class_id"))
+
+
+def test_a_reset_is_not_taken_for_a_second_without_clouds(pair: tuple[SegmenterNode, Robot]) -> None:
+    segmenter, _ = pair
+
+    def judged() -> tuple[bytes, str]:
+        return segmenter._diagnostics._judge(segmenter._tally.counts())
+
+    segmenter._tally.count("received", 100)
+    assert judged() == (DiagnosticStatus.OK, "100 clouds in the last second")
+    segmenter._tally.count("received", 4)
+    segmenter._tally.clear()
+    segmenter._tally.count("received", 6)
+    assert judged() == (DiagnosticStatus.OK, "10 clouds in the last second")
+    assert judged() == (DiagnosticStatus.WARN, "no clouds in the last second")
+    assert segmenter._tally.counts()["received"] == 6
+
+
+def test_a_steady_cause_of_drops_hides_no_rare_one_and_each_is_said_every_five_seconds(
+    pair: tuple[SegmenterNode, Robot], capfd: pytest.CaptureFixture[str]
+) -> None:
+    segmenter, _ = pair
+    tally, now_s = Tally(), 0.0
+    drops = Drops(segmenter, tally, now_s=lambda: now_s)
+    for tenth in range(100):
+        now_s = tenth / 10
+        drops.drop("no_image", "no image lies near it")
+        if tenth == 20:
+            drops.drop("invalid", "it has no x")
+            drops.leave_out("left", "image_invalid", "it is no image")
+            drops.leave_out("right", "image_invalid", "it is none either")
+    said = capfd.readouterr().err
+    assert said.count("cloud dropped (no_image): no image lies near it") == 2
+    assert "cloud dropped (invalid): it has no x" in said
+    assert "image of left left out (image_invalid): it is no image" in said
+    assert "image of right left out (image_invalid): it is none either" in said
+    assert tally.counts() == {"no_image": 100, "invalid": 1, "image_invalid": 2}
 
 
 def test_receiving_a_large_cloud_does_not_hold_up_the_executor(pair: tuple[SegmenterNode, Robot]) -> None:

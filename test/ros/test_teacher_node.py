@@ -23,7 +23,7 @@ import rclpy
 import yaml
 from diagnostic_msgs.msg import DiagnosticArray
 from nav_msgs.msg import Odometry
-from rclpy.qos import DurabilityPolicy, QoSProfile, qos_profile_sensor_data
+from rclpy.qos import DurabilityPolicy, QoSProfile, ReliabilityPolicy, qos_profile_sensor_data
 from robot import good_cloud, spin_until
 from sensor_msgs.msg import Image, PointCloud2
 from std_msgs.msg import Header, String
@@ -36,7 +36,7 @@ from lidar_semseg_ros.formats.dataset import taught_rig
 from lidar_semseg_ros.formats.pointcloud2 import cloud_content, cloud_from_frame, column, read_cloud
 from lidar_semseg_ros.formats.poses import pose_of_message
 from lidar_semseg_ros.ros import camera_watch, teacher_node
-from lidar_semseg_ros.ros.live_rig import ExtrinsicsConfig, LiveRig, NoCameraInfoError
+from lidar_semseg_ros.ros.live_rig import ExtrinsicsConfig, LiveRig, Motion, NoCameraInfoError
 from lidar_semseg_ros.ros.messages import cloud_message, image_message, time_message
 from lidar_semseg_ros.ros.synchronizers import Clocks, SyncConfig, synchronizer
 from lidar_semseg_ros.ros.teacher_node import TeacherNode
@@ -398,6 +398,76 @@ def test_what_poses_tell_live_is_what_they_tell_offline(robot: Drive, frames: li
             assert np.array_equal(live.map_from_base, expected.map_from_base)
 
 
+def test_a_pose_that_turns_by_no_rotation_is_counted_and_left_out_and_the_next_one_is_kept(
+    robot: Drive, frames: list[SimulatedFrame], capfd: pytest.CaptureFixture[str]
+) -> None:
+    robot.listen()
+    bad = pose_of(frames[0])
+    bad.pose.pose.orientation.w = bad.pose.pose.orientation.z = 0.0
+    robot.odometry.publish(bad)
+    robot.until(lambda: robot.values.get("pose_invalid") == "1")
+    robot.odometry.publish(pose_of(frames[1]))
+    robot.until(lambda: len(robot.teacher._motion._poses) == 1)
+    said = capfd.readouterr().err
+    assert "a pose on /teacher/input/odometry is left out" in said and "which is no rotation" in said
+
+
+def test_a_pose_that_comes_twice_or_late_is_ignored_and_only_a_jump_back_forgets_those_before(
+    robot: Drive, frames: list[SimulatedFrame]
+) -> None:
+    motion = robot.teacher._motion
+
+    def hear(*tenths: int) -> list[int]:
+        """Hear poses at such tenths of a second, and tell those that are kept."""
+        for tenth in tenths:
+            motion._keep(pose_of(later(frames[0], 10**10 + tenth * 10**8)))
+        start_ns = frames[0].frame.stamp_ns + 10**10
+        return [(stamp_ns - start_ns) // 10**8 for stamp_ns, _ in motion._poses]
+
+    assert hear(0, 1, 2, 2, 1, 3) == [0, 1, 2, 3]
+    assert hear(-8) == [-8], "1.1 s back"
+
+
+def test_a_fixed_frame_that_the_tree_does_not_know_is_named_counted_and_asked_for_once_by_cloud(
+    robot: Drive, frames: list[SimulatedFrame], capfd: pytest.CaptureFixture[str]
+) -> None:
+    asked: list[int] = []
+
+    class Tree:
+        def lookup(self, target: str, source: str, stamp_ns: int) -> np.ndarray:
+            asked.append(stamp_ns)
+            raise NoTransformError(f"no transform from '{source}' to '{target}'")
+
+    motion = Motion(robot.teacher, "odmo", Tree, robot.teacher._tally)
+    for simulated in frames[:3]:
+        assert motion.around(simulated.frame)[0] is None
+    assert len(asked) == 3
+    assert robot.teacher._tally.counts()["motion_no_transform"] == 3
+    said = capfd.readouterr().err
+    assert said.count("motion is not undone") == 1 and "fixed_frame 'odmo' is not known" in said
+
+
+@pytest.mark.parametrize(
+    ("first_ms", "last_ms", "found_ms"), [(0.0, 200.0, [25.0, 62.5, 100.0]), (-200.0, 30.0, [-50.0, -12.5, 25.0])]
+)
+def test_where_the_tree_knows_a_part_of_a_sweep_that_much_tells_the_motion_and_it_is_asked_once_in_vain(
+    robot: Drive, frames: list[SimulatedFrame], first_ms: float, last_ms: float, found_ms: list[float]
+) -> None:
+    frame, in_vain = frames[0].frame, []
+
+    class Tree:
+        def lookup(self, target: str, source: str, stamp_ns: int) -> np.ndarray:
+            if first_ms <= (stamp_ns - frame.stamp_ns) / 1e6 <= last_ms:
+                return np.eye(4)
+            in_vain.append(stamp_ns)
+            raise NoTransformError("it does not reach so far")
+
+    known = Motion(robot.teacher, "odom", Tree, robot.teacher._tally).around(frame)[0]
+    assert known is not None and ((known.stamps_ns - frame.stamp_ns) / 1e6).tolist() == found_ms
+    assert len(in_vain) == 1
+    assert robot.teacher._tally.counts()["motion_no_transform"] == 0
+
+
 def test_poses_that_come_as_odometry_let_past_sweeps_vote(robot: Drive, frames: list[SimulatedFrame]) -> None:
     robot.listen()
     drive_with_poses(robot, frames)
@@ -523,9 +593,31 @@ def test_message_filters_pair_by_the_stamps_of_the_headers(robot: Drive) -> None
         robot.images["camera_0"].publish(
             image_message(np.zeros((4, 4, 3), np.uint8), Header(stamp=time_message(number * 10**8 + 10**7)))
         )
-    robot.until(lambda: len(pairs) >= 2)
+        robot.until(lambda n=number: len(pairs) == n + 1)  # two clouds at once would be one
     made.destroy()
     assert [(pair.time_ns, pair.images["camera_0"][0]) for pair in pairs[:2]] == [(0, 10**7), (10**8, 10**8 + 10**7)]
+
+
+@pytest.mark.parametrize("policy", ["nearest", "approximate", "exact"])
+def test_every_policy_counts_the_clouds_that_find_no_image_and_hears_best_effort_and_reliable_ones(
+    robot: Drive, policy: str
+) -> None:
+    if policy != "nearest":
+        pytest.importorskip("message_filters", reason="message_filters comes with a ROS 2 installation")
+    robot.teacher._config = replace(robot.teacher._config, sync=SyncConfig(policy=policy))
+    robot.listen()
+    offered = robot.clouds.qos_profile.reliability
+    (heard,) = robot.get_subscriptions_info_by_topic("/teacher/input/pointcloud")
+    assert heard.qos_profile.reliability == offered == ReliabilityPolicy.RELIABLE
+    for number in range(3):
+        robot.clouds.publish(good_cloud(number * 10**8, points=20))
+        robot.until(lambda n=number: robot.teacher._tally.counts()["received"] == n + 1)
+    best_effort = QoSProfile(depth=5, reliability=ReliabilityPolicy.BEST_EFFORT)
+    robot.destroy_publisher(robot.clouds)
+    robot.clouds = robot.create_publisher(PointCloud2, "/teacher/input/pointcloud", best_effort)
+    robot.until(lambda: robot.clouds.get_subscription_count() > 0)
+    robot.clouds.publish(good_cloud(3 * 10**8, points=20))
+    robot.until(lambda: robot.teacher._tally.counts()["received"] == 4)
 
 
 def test_what_a_calibration_file_says_of_stamps_is_told_of_the_sensors_that_are_known(
