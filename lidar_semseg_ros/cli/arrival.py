@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections import defaultdict
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -28,16 +29,27 @@ MEMORY_WARM_UP_S = 10
 class Arrival:
     """What the recorder's process saw.
 
-    sent_ns: when each input cloud came, by stamp. labelled_ns: the same of its labels. labelled: the labelled clouds.
-    counts: the segmenter's last word on /diagnostics. durations_ms: by stage, as the segmenter published them.
+    path: its recording. sent_ns: when each input cloud came, by stamp. labelled_ns: the same of its labels. counts: the
+    segmenter's last word on /diagnostics. durations_ms: by stage, as the segmenter published them.
     """
 
+    path: Path
     classes: ClassTable
     sent_ns: dict[int, int] = field(default_factory=dict)
     labelled_ns: dict[int, int] = field(default_factory=dict)
-    labelled: dict[int, CloudContent] = field(default_factory=dict)
     counts: dict[str, int] = field(default_factory=dict)
     durations_ms: dict[str, list[float]] = field(default_factory=lambda: defaultdict(list))
+
+    def answers(self) -> Iterator[CloudContent]:
+        """Read the labelled clouds one by one, in the order in which they came."""
+        with open_bag(self.path) as bag:
+            for recorded in bag.messages([SEGMENTATION_TOPIC]):
+                yield cloud_content(recorded.message())
+
+    def middle(self) -> CloudContent:
+        """Read the labelled cloud in the middle of all stamps."""
+        stamps = sorted(self.labelled_ns)
+        return next(answer for answer in self.answers() if answer.stamp_ns == stamps[len(stamps) // 2])
 
     def latencies_ms(self) -> np.ndarray:
         """Time from a cloud's arrival to that of its labels, both seen in one process."""
@@ -52,16 +64,14 @@ def read_arrival(path: Path, topic: str) -> Arrival:
         class_maps = list(bag.messages([CLASS_MAP_TOPIC]))
         if not class_maps:
             raise UserError(f"{path} holds no class map: the segmenter was never heard")
-        arrival = Arrival(classes=ClassTable.from_mapping(json.loads(class_maps[-1].message().data)))
+        arrival = Arrival(path=path, classes=ClassTable.from_mapping(json.loads(class_maps[-1].message().data)))
         for recorded in bag.messages([topic, SEGMENTATION_TOPIC, "/diagnostics", *stages]):
             message = recorded.message()
             if recorded.topic == topic:
                 # The header is read, not the layout: what the segmenter calls invalid was sent all the same.
                 arrival.sent_ns[_stamp_ns(message)] = recorded.log_time_ns
             elif recorded.topic == SEGMENTATION_TOPIC:
-                content = cloud_content(message)
-                arrival.labelled_ns[content.stamp_ns] = recorded.log_time_ns
-                arrival.labelled[content.stamp_ns] = content
+                arrival.labelled_ns[_stamp_ns(message)] = recorded.log_time_ns
             elif recorded.topic in stages:
                 arrival.durations_ms[stages[recorded.topic]].append(message.data)
             else:
@@ -81,15 +91,14 @@ def account(bag: Bag, topic: str, arrival: Arrival) -> dict[str, Any]:
     classes = len(arrival.classes)
     confusion = np.zeros((classes, classes + 1), np.int64)
     changed = 0
-    for recorded in bag.messages([topic]):
-        message = recorded.message()
-        answer = arrival.labelled.get(_stamp_ns(message))
-        if answer is None:
-            continue
-        changed += not same_points(cloud_content(message), answer)
+    questions = (recorded.message() for recorded in bag.messages([topic]))
+    for answer in arrival.answers():
+        # Answers come in the order of the questions; one whose stamp was changed answers none.
+        question = next((one for one in questions if _stamp_ns(one) == answer.stamp_ns), None)
+        changed += question is None or not same_points(cloud_content(question), answer)
         if answer.stamp_ns in truth:
             confusion += confusion_matrix(truth[answer.stamp_ns], column(answer, "class_id"), classes)
-    played, labelled = bag.message_count(topic), len(arrival.labelled)
+    played, labelled = bag.message_count(topic), len(arrival.labelled_ns)
     dropped = {cause: arrival.counts.get(cause, 0) for cause in DROP_CAUSES}
     span_s = (max(arrival.labelled_ns.values(), default=0) - min(arrival.labelled_ns.values(), default=0)) / 1e9
     figures: dict[str, Any] = {

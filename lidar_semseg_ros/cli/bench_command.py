@@ -25,6 +25,7 @@ from lidar_semseg_ros.cli.benchmark import (
     write_random_model,
 )
 from lidar_semseg_ros.cli.growth import CASES, caption, grown, panels, scanner, table
+from lidar_semseg_ros.cli.outputs import require_folder
 from lidar_semseg_ros.cli.settings import add_settings, config_from, flag_of
 from lidar_semseg_ros.core.errors import UserError
 from lidar_semseg_ros.formats.bags import open_bag
@@ -97,6 +98,7 @@ def run(args: argparse.Namespace) -> None:
     """Time the sweeps and print the median and the 95th percentile of every stage."""
     if args.sweeps is not None and args.sweeps < 1:
         raise UserError(f"--sweeps must be at least 1, but it is {args.sweeps}")
+    require_folder(args.json)
     config = config_from(args, SegmenterConfig)
     if args.growth:
         see_growth(args, config)

@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 import argparse
-import contextlib
+import logging
 from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
 
 from lidar_semseg_ros.cli.labelling import frame_of_clouds, recorded_motion
+from lidar_semseg_ros.cli.outputs import require_folder
 from lidar_semseg_ros.core.errors import UserError
 from lidar_semseg_ros.core.frame import CameraImage, LidarFrame
 from lidar_semseg_ros.core.geometry import invert_rigid
@@ -19,13 +21,15 @@ from lidar_semseg_ros.formats.bags import EVERYTHING, Bag, BagMessage, Span, clo
 from lidar_semseg_ros.formats.calibration import calibration_file, read_calibration
 from lidar_semseg_ros.formats.dataset import chosen_cloud_topic
 from lidar_semseg_ros.formats.images import read_image
-from lidar_semseg_ros.formats.pointcloud2 import CloudError, cloud_content, read_cloud
+from lidar_semseg_ros.formats.pointcloud2 import cloud_content, read_cloud
 from lidar_semseg_ros.formats.poses import fixed_transforms
 from lidar_semseg_ros.formats.rig import RecordedCamera, Rig, recorded_rig
 from lidar_semseg_ros.teacher.alignment import SIGHT, Alignment, EdgeView, alignment, edge_view
 from lidar_semseg_ros.teacher.labeller import TakenImage
 from lidar_semseg_ros.teacher.lifting import Trajectory, points_in_camera, sighting
 from lidar_semseg_ros.view.paint import overlay, range_colors, save_png, titled
+
+logger = logging.getLogger(__name__)
 
 MOMENTS = 8
 """Places of the recording that are looked at: enough edges in all directions, in a few seconds."""
@@ -58,17 +62,18 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> None:
     """Print how well each camera fits, and draw the middle one of the moments looked at."""
+    require_folder(args.output)
     pictures = []
     for camera, moments in moments_of_cameras(args.bag, args.calibration, args.topic, args.poses).items():
         if not moments:
-            print(f"{camera}: no image lies near a cloud in time; look at the stamps")
+            print(f"{camera}: no image that can be read lies near a cloud in time; look at the stamps")
             continue
         found = alignment([moment.edges for moment in moments], np.random.default_rng(SEED))
         print(f"{camera}: {in_words(found)}")
         pictures.append(titled(drawn(moments[len(moments) // 2]), f"{camera}: {found.verdict}"))
     if args.output is not None:
         if not pictures:
-            raise UserError(f"{args.bag} has no image near a cloud in time, so there is nothing to draw")
+            raise UserError(f"{args.bag} has no image that can be drawn near a cloud in time")
         save_png(args.output, _stacked(pictures))
         print(f"picture: {args.output} (points by range, red near, blue far; pink: where the depth jumps)")
 
@@ -76,7 +81,10 @@ def run(args: argparse.Namespace) -> None:
 def moments_of_cameras(
     path: Path, calibration: str | None, topic: str | None, poses: str | None
 ) -> dict[str, list[Moment]]:
-    """Read, for each camera, up to MOMENTS images with their sweeps, spread over the recording."""
+    """Read, for each camera, up to MOMENTS images with their sweeps, spread over the recording.
+
+    Images and clouds that cannot be read are left out with a warning.
+    """
     with open_bag(path) as bag:
         if not cloud_topics(bag):
             raise UserError(why_no_clouds(bag))
@@ -94,9 +102,19 @@ def moments_of_cameras(
             for pair in (pairs[index] for index in np.unique(chosen)):
                 for camera in rig.cameras:
                     if camera.name in pair.images:
-                        taken = _taken(camera, *pair.images[camera.name])
-                        moments[camera.name].append(_moment(taken, pair.cloud, trajectory, base_from_lidar))
+                        with _left_out(camera.topic):
+                            taken = _taken(camera, *pair.images[camera.name])
+                            moments[camera.name].append(_moment(taken, pair.cloud, trajectory, base_from_lidar))
     return moments
+
+
+@contextmanager
+def _left_out(topic: str) -> Iterator[None]:
+    """Go on without a message that cannot be read."""
+    try:
+        yield
+    except UserError as error:
+        logger.warning("a message of %s is left out: %s", topic, error)
 
 
 def _spans(bag: Bag) -> list[Span]:
@@ -109,22 +127,25 @@ def _spans(bag: Bag) -> list[Span]:
 
 
 def _pairs(bag: Bag, topic: str, rig: Rig, span: Span) -> Iterator[Paired[LidarFrame, BagMessage]]:
-    """Pair the sweeps of a span with the images nearest in time; clouds that cannot be read are left out."""
+    """Pair the sweeps of a span with the images nearest in time; what cannot be read is left out."""
     cameras = {camera.topic: camera for camera in rig.cameras}
     pairing: NearestPairing[LidarFrame, BagMessage] = NearestPairing(
         [camera.name for camera in rig.cameras], PairingConfig()
     )
     for recorded in bag.messages({topic, *cameras}, span):
-        if recorded.topic == topic:
-            with contextlib.suppress(CloudError):
-                frame = read_cloud(cloud_content(recorded.message()))
+        ready: list[Paired[LidarFrame, BagMessage]] = []
+        with _left_out(recorded.topic):
+            message = recorded.message()
+            if recorded.topic == topic:
+                frame = read_cloud(cloud_content(message))
                 sweep_s = frame.duration_s()
                 began = replace(frame, stamp_ns=rig.lidar.start_ns(frame.stamp_ns, sweep_s))
-                yield from pairing.add_cloud(rig.lidar.middle_ns(frame.stamp_ns, sweep_s), began)
-        else:
-            camera, stamp = cameras[recorded.topic], recorded.message().header.stamp
-            time_ns = stamp.sec * 10**9 + stamp.nanosec + round(camera.stamp_offset_s * 1e9)
-            yield from pairing.add_image(camera.name, time_ns, recorded)
+                ready = pairing.add_cloud(rig.lidar.middle_ns(frame.stamp_ns, sweep_s), began)
+            else:
+                camera, stamp = cameras[recorded.topic], message.header.stamp
+                time_ns = stamp.sec * 10**9 + stamp.nanosec + round(camera.stamp_offset_s * 1e9)
+                ready = pairing.add_image(camera.name, time_ns, recorded)
+        yield from ready
     yield from pairing.flush()
 
 

@@ -10,7 +10,7 @@ from pathlib import Path
 from tqdm import tqdm
 
 from lidar_semseg_ros.core.errors import UserError
-from lidar_semseg_ros.formats.bags import BagWriter
+from lidar_semseg_ros.formats.bags import BagWriter, new_recording
 from lidar_semseg_ros.formats.dataset import LIDAR_TOPIC, camera_topics
 from lidar_semseg_ros.formats.loose_images import IMAGE_KINDS, image_files, images_of_scans
 from lidar_semseg_ros.formats.loose_scans import read_scan, scan_files
@@ -42,7 +42,7 @@ def run(args: argparse.Namespace) -> None:
         raise UserError(f"--rate must be positive, but it is {args.rate}")
     scans = scan_files(args.scans)
     cameras = _images_by_camera(args.images, scans)
-    with BagWriter(args.output) as writer:
+    with new_recording(args.output) as writer:
         for index, scan in enumerate(tqdm(scans, unit="scan", disable=None, file=sys.stderr)):
             stamp_ns = FIRST_STAMP_NS + round(index / args.rate * 1e9)
             writer.write_cloud(args.topic, cloud_from_frame(read_scan(scan, stamp_ns, args.frame)))

@@ -49,10 +49,10 @@ def run(args: argparse.Namespace) -> None:
         topic = chosen_cloud_topic(bag, args.topic, str(source))
         arrived, memory_mb = run_live(source, topic, bag.duration_ns / 1e9, given_settings(args), folder, args.rate)
         arrival = read_arrival(arrived, topic)
-        if not arrival.labelled:
+        if not arrival.labelled_ns:
             raise UserError(f"no labelled cloud arrived; the logs are in {folder}")
         figures = account(bag, topic, arrival) | {"memory_mb": memory_mb}
-        pictures = pictures_of(bag, arrival.labelled, arrival.classes)
+        pictures = pictures_of(bag, topic, arrival.middle(), arrival.classes)
     for table in tables(figures):
         print(f"\n{table.title}\n{text_table(table.header, table.rows)}")
     (folder / "figures.json").write_text(json.dumps(figures, indent=1))
@@ -69,9 +69,6 @@ def _demo_drive(folder: Path) -> Path:
     """Simulate the drive of the demo, once."""
     path = folder / "drive.mcap"
     if not path.is_file():
-        unfinished = path.with_name("unfinished.mcap")
-        unfinished.unlink(missing_ok=True)
         print("simulating a drive through a building …", file=sys.stderr)
-        simulate(from_mapping(SimConfig, DEMO_DRIVE), unfinished)
-        unfinished.rename(path)
+        simulate(from_mapping(SimConfig, DEMO_DRIVE), path)
     return path

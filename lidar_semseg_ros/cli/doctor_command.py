@@ -34,6 +34,7 @@ SEGMENT_BYTES = 64 * 2**20
 """Shared memory that config/rmw/fastdds.xml takes per process."""
 SOCKET_BYTES = 4 * 2**20
 """Receive buffer that Cyclone DDS needs for a large cloud in one burst."""
+PROBE_TIMEOUT_S = 60
 
 
 @dataclass(frozen=True)
@@ -147,7 +148,10 @@ def _shared_memory_findings() -> Iterator[Finding]:
 
 def _probe() -> dict[str, Any]:
     command = [sys.executable, "-m", "lidar_semseg_ros.ros.transport_probe"]
-    ended = subprocess.run(command, capture_output=True, text=True, timeout=60, check=False)
+    try:
+        ended = subprocess.run(command, capture_output=True, text=True, timeout=PROBE_TIMEOUT_S, check=False)
+    except subprocess.TimeoutExpired:
+        return {"failure": f"the probe did not end within {PROBE_TIMEOUT_S} s"}
     try:
         return dict(json.loads(ended.stdout.strip().splitlines()[-1]))
     except (ValueError, IndexError):

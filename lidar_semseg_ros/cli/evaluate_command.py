@@ -15,6 +15,7 @@ from typing import Any
 import numpy as np
 from tqdm import tqdm
 
+from lidar_semseg_ros.cli.outputs import require_folder
 from lidar_semseg_ros.cli.pictures import comparison_picture
 from lidar_semseg_ros.cli.settings import add_settings, config_from, flag_of
 from lidar_semseg_ros.core.classes import ClassTable
@@ -140,6 +141,8 @@ def _check(args: argparse.Namespace) -> None:
         raise UserError("--baseline is what mCE is relative to; give --robustness, too, or leave it out")
     if args.report and args.report.suffix != ".html":
         raise UserError(f"--report must end in .html, but it is {args.report}; the figures go into .json beside it")
+    for path in (args.json, args.report):
+        require_folder(path)
 
 
 def _model_and_bags(given: Sequence[Path]) -> tuple[dict[str, str], Sequence[Path]]:
@@ -186,9 +189,11 @@ def evaluated(
             if recording.taught is not None:
                 evaluation.taught = recording.taught | (evaluation.taught or frozenset())
             evaluation.strange |= set(recording.strange)
-            share = min(math.ceil(choose / len(bags)), recording.sweeps)
-            wanted = set(np.linspace(0, recording.sweeps - 1, share).round().astype(int).tolist())
-            bar = tqdm(recording, total=recording.sweeps, desc=path.name, unit="sweep", disable=None, file=sys.stderr)
+            # A teacher's recording holds nothing but labelled sweeps; others have to be read to be counted.
+            count = recording.sweeps if recording.taught is not None else sum(1 for _ in recording)
+            share = min(math.ceil(choose / len(bags)), count)
+            wanted = set(np.linspace(0, count - 1, share).round().astype(int).tolist())
+            bar = tqdm(recording, total=count, desc=path.name, unit="sweep", disable=None, file=sys.stderr)
             for number, sweep in enumerate(bar):
                 labels = segmenter.segment(sweep.frame).labels
                 for kind, counted in scores(sweep, labels, len(classes)).items():
@@ -196,7 +201,7 @@ def evaluated(
                     evaluation.counted[kind] = counted if before is None else before + counted
                 if number in wanted:
                     evaluation.chosen.append((sweep.frame, sweep.truth()))
-                if evaluation.middle is None or (path == bags[0] and number == recording.sweeps // 2):
+                if evaluation.middle is None or (path == bags[0] and number == count // 2):
                     evaluation.middle = sweep, labels
     return evaluation
 

@@ -8,6 +8,7 @@ from pathlib import Path
 
 import numpy as np
 
+from lidar_semseg_ros.cli.outputs import require_folder
 from lidar_semseg_ros.core.classes import ClassTable
 from lidar_semseg_ros.core.errors import UserError
 from lidar_semseg_ros.core.frame import UNLABELLED
@@ -70,8 +71,9 @@ def inspection(path: Path, topic: str | None = None) -> Inspection:
             histogram += np.histogram(sweep.probability[labelled], BINS, (0, 1))[0]
             if sweep.frame.has_return().any():
                 shares.append(float(labelled[sweep.frame.has_return()].mean()))
-            if len(truth.get(sweep.frame.stamp_ns, ())) == len(sweep.frame):
-                confusion += confusion_matrix(truth[sweep.frame.stamp_ns], sweep.class_id, len(classes))
+            exact = truth.get(sweep.frame.stamp_ns)
+            if exact is not None and len(exact) == len(sweep.frame):
+                confusion += confusion_matrix(exact, sweep.class_id, len(classes))
             if number == count // 2:
                 middle = sweep
     teacher = settings.get("teacher", {})
@@ -97,6 +99,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> None:
     """Print what the recording holds."""
+    require_folder(args.picture)
     print_inspection(args.recording, args.picture, args.topic)
 
 

@@ -5,26 +5,34 @@ from __future__ import annotations
 import argparse
 import os
 import sys
-from collections.abc import Callable, Sequence
-from concurrent.futures import ProcessPoolExecutor
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ProcessPoolExecutor, as_completed
 from multiprocessing import get_context
 from pathlib import Path
 
 from tqdm import tqdm
 
 from lidar_semseg_ros.cli.inspect_command import print_inspection
-from lidar_semseg_ros.cli.labelling import LabelJob, LabelSummary, label_bag
+from lidar_semseg_ros.cli.labelling import LabelJob, LabelSummary, label_bag, label_one_of_several
 from lidar_semseg_ros.cli.settings import add_settings, config_from
 from lidar_semseg_ros.core.errors import UserError
 from lidar_semseg_ros.teacher.labeller import TeacherConfig
 from lidar_semseg_ros.teacher.lifting import FARTHEST_POSE_S
+
+Label = Callable[..., LabelSummary | None]
+Done = tuple[LabelJob, LabelSummary | None]
+"""A recording and what came of it; None if it was labelled already."""
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Declare the arguments."""
     parser.add_argument("bags", type=Path, nargs="+", help="recordings with a lidar and cameras, of ROS 1 or ROS 2")
     parser.add_argument(
-        "-o", "--output", type=Path, required=True, help="the .mcap file to write; for several recordings, a folder"
+        "-o",
+        "--output",
+        type=Path,
+        required=True,
+        help="the .mcap file to write; for several recordings, a folder, where those labelled already are left alone",
     )
     parser.add_argument("--topic", help="the cloud topic (default: the only one)")
     parser.add_argument(
@@ -52,7 +60,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace) -> None:
-    """Label all recordings and print what came of each; what was begun before and cut off is finished."""
+    """Label all recordings and print what came of each; what was begun before and cut off is finished.
+
+    In a folder, recordings that are labelled already are left as they are.
+    """
     config = config_from(args, TeacherConfig)
     jobs = [
         LabelJob(
@@ -67,14 +78,18 @@ def run(args: argparse.Namespace) -> None:
         )
         for bag, output in zip(args.bags, _outputs(args.bags, args.output))
     ]
+    label = label_bag if args.output.suffix == ".mcap" else label_one_of_several
     if args.ray:
-        summaries = _on_ray(jobs, args.ray)
+        done = _on_ray(label, jobs, args.ray)
     elif args.workers > 1 and len(jobs) > 1:
-        summaries = _in_processes(jobs, args.workers)
+        done = _in_processes(label, jobs, args.workers)
     else:
-        summaries = [label_bag(job, _bar(job)) for job in jobs]
-    for summary in summaries:
-        _print(summary)
+        done = ((job, label(job, _bar(job))) for job in jobs)
+    for job, summary in done:
+        if summary is None:
+            print(f"{job.output}: {job.bag} is labelled already")
+        else:
+            _print(summary)
 
 
 def _outputs(bags: Sequence[Path], output: Path) -> list[Path]:
@@ -103,15 +118,19 @@ def _bar(job: LabelJob) -> Callable[[int, int], None]:
     return show
 
 
-def _in_processes(jobs: Sequence[LabelJob], workers: int) -> list[LabelSummary]:
+def _in_processes(label: Label, jobs: Sequence[LabelJob], workers: int) -> Iterator[Done]:
+    """Label so many recordings at a time; after an error, those that are in work are finished and no more begun."""
     # Fresh processes: torch's threads do not survive a fork.
     with ProcessPoolExecutor(workers, mp_context=get_context("spawn")) as pool:
-        running = [pool.submit(label_bag, job) for job in jobs]
-        bar = tqdm(running, unit="recording", disable=None, file=sys.stderr)
-        return [one.result() for one in bar]
+        running = {pool.submit(label, job): job for job in jobs}
+        try:
+            for one in tqdm(as_completed(running), total=len(jobs), unit="recording", disable=None, file=sys.stderr):
+                yield running[one], one.result()
+        finally:
+            pool.shutdown(wait=False, cancel_futures=True)
 
 
-def _on_ray(jobs: Sequence[LabelJob], address: str) -> list[LabelSummary]:
+def _on_ray(label: Label, jobs: Sequence[LabelJob], address: str) -> Iterator[Done]:
     """Label one recording per task; all machines see the recordings under the same paths.
 
     A task whose process dies is tried again by Ray, and goes on where it was cut off.
@@ -128,9 +147,10 @@ def _on_ray(jobs: Sequence[LabelJob], address: str) -> list[LabelSummary]:
     try:
         gpus = int(ray.cluster_resources().get("GPU", 0) > 0 and any(_may_use_gpu(job) for job in jobs))
         remote = ray.remote(num_gpus=gpus)(_label_in)
-        running = [remote.remote(Path.cwd(), job) for job in jobs]
-        bar = tqdm(running, unit="recording", disable=None, file=sys.stderr)
-        return [ray.get(one) for one in bar]
+        running = {remote.remote(label, Path.cwd(), job): job for job in jobs}
+        for _ in tqdm(jobs, unit="recording", disable=None, file=sys.stderr):
+            (one,), _ = ray.wait(list(running), num_returns=1)
+            yield running.pop(one), ray.get(one)
     except RayTaskError as error:
         if isinstance(error.cause, UserError):
             raise error.cause from None
@@ -146,11 +166,11 @@ def _may_use_gpu(job: LabelJob) -> bool:
     return job.masks is None and job.config.vision.device != "cpu"
 
 
-def _label_in(folder: Path, job: LabelJob) -> LabelSummary:
+def _label_in(label: Label, folder: Path, job: LabelJob) -> LabelSummary | None:
     """Label where the command was given, so that relative paths mean the same; a task begins anywhere."""
     if folder.is_dir():
         os.chdir(folder)
-    return label_bag(job)
+    return label(job)
 
 
 def _print(summary: LabelSummary) -> None:

@@ -120,10 +120,7 @@ def label_bag(job: LabelJob, on_cloud: Callable[[int, int], None] = lambda done,
     """
     if job.output.exists():
         raise UserError(f"{job.output} exists already; give another name or remove it")
-    with open_bag(job.bag) as bag:
-        if not cloud_topics(bag):
-            raise UserError(why_no_clouds(bag))
-        drive = _Drive(job, bag, chosen_cloud_topic(bag, job.topic, str(job.bag)))
+    with _opened(job) as drive:
         try:
             _complete(job.output, drive, on_cloud)
         except OSError as error:
@@ -131,6 +128,33 @@ def label_bag(job: LabelJob, on_cloud: Callable[[int, int], None] = lambda done,
                 f"{job.output} is not finished: {error}; once that is mended, the same command goes on where it stopped"
             ) from error
     return drive.summary
+
+
+def label_one_of_several(
+    job: LabelJob, on_cloud: Callable[[int, int], None] = lambda done, total: None
+) -> LabelSummary | None:
+    """Label a recording as `label_bag` does, or give None if it is labelled already.
+
+    UserError names the recording; it is one, too, if the labels that are there were made with other settings.
+    """
+    try:
+        if not job.output.exists():
+            return label_bag(job, on_cloud)
+        with _opened(job) as drive, open_bag(job.output) as finished:
+            drive.require_same_settings(finished, str(job.output))
+    except UserError as error:
+        if str(job.bag) in str(error):
+            raise
+        raise UserError(f"{job.bag}: {error}") from error
+    return None
+
+
+@contextmanager
+def _opened(job: LabelJob) -> Iterator[_Drive]:
+    with open_bag(job.bag) as bag:
+        if not cloud_topics(bag):
+            raise UserError(why_no_clouds(bag))
+        yield _Drive(job, bag, chosen_cloud_topic(bag, job.topic, str(job.bag)))
 
 
 def _complete(output: Path, drive: _Drive, on_cloud: Callable[[int, int], None]) -> None:

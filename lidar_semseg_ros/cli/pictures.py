@@ -3,31 +3,33 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from typing import Any
 
 import numpy as np
 
-from lidar_semseg_ros.core.camera import Camera
 from lidar_semseg_ros.core.classes import UNLABELLED_COLOR, ClassTable
+from lidar_semseg_ros.core.errors import UserError
 from lidar_semseg_ros.core.frame import UNLABELLED, CameraImage, LidarFrame
 from lidar_semseg_ros.core.geometry import transform_points
-from lidar_semseg_ros.core.pairing import nearest_stamp
-from lidar_semseg_ros.formats.bags import CAMERA_INFO, COMPRESSED_IMAGE, IMAGE, Bag, topics_of_type
+from lidar_semseg_ros.core.pairing import KEPT_S
+from lidar_semseg_ros.formats.bags import Bag, Span
 from lidar_semseg_ros.formats.dataset import exact_labels
-from lidar_semseg_ros.formats.images import read_camera_info, read_image
+from lidar_semseg_ros.formats.images import read_image
 from lidar_semseg_ros.formats.pointcloud2 import CloudContent, column, read_cloud
 from lidar_semseg_ros.formats.poses import fixed_transforms
+from lidar_semseg_ros.formats.rig import recorded_rig
 from lidar_semseg_ros.view.paint import birds_eye, legend, overlay, perspective, side_by_side, titled
 from lidar_semseg_ros.view.report import Picture
 
 MAX_PAIR_DIFFERENCE_S = 0.1
+MAX_DELAY_NS = round(KEPT_S * 1e9)
+"""Cloud and image of one time were logged no farther apart."""
 COMPARED_PX = 540
 RIGHT_COLOR, WRONG_COLOR = (60, 110, 80), (255, 60, 60)
 
 
-def pictures_of(bag: Bag, labelled: Mapping[int, CloudContent], classes: ClassTable) -> list[Picture]:
-    """Draw the middle one of the labelled clouds from above, from behind and over the camera image."""
-    stamps = sorted(labelled)
-    cloud = labelled[stamps[len(stamps) // 2]]
+def pictures_of(bag: Bag, topic: str, cloud: CloudContent, classes: ClassTable) -> list[Picture]:
+    """Draw a labelled cloud of the recording's topic from above, from behind and over a camera's image."""
     frame = read_cloud(cloud)
     class_id = column(cloud, "class_id")
     color = classes.palette()[class_id]
@@ -47,7 +49,7 @@ def pictures_of(bag: Bag, labelled: Mapping[int, CloudContent], classes: ClassTa
         Picture(title="From above", caption=f"{2 * extent_m:.0f} m across, cut below the ceiling", pixels=above),
         Picture(title="From behind", caption="the same cloud", pixels=behind),
     ]
-    over_image = _over_image(bag, cloud.stamp_ns, frame.frame_id, frame.xyz, color)
+    over_image = _over_image(bag, topic, frame, color)
     if over_image is not None:
         pictures.append(Picture(title="Over the camera", caption="labelled points, projected", pixels=over_image))
     return pictures
@@ -87,33 +89,34 @@ def _ceiling_m(z: np.ndarray, class_id: np.ndarray, classes: ClassTable) -> floa
     return float(np.percentile(ceiling, 10)) - 0.3 if len(ceiling) > 50 else float("inf")
 
 
-def _over_image(bag: Bag, stamp_ns: int, lidar_frame: str, xyz: np.ndarray, color: np.ndarray) -> np.ndarray | None:
+def _over_image(bag: Bag, topic: str, frame: LidarFrame, color: np.ndarray) -> np.ndarray | None:
     """Draw the points over the nearest image of the first camera; None where the recording lacks something for it."""
-    camera = _first_camera(bag)
-    image = _nearest_image(bag, stamp_ns)
-    if camera is None or image is None:
+    try:
+        camera = recorded_rig(bag, topic, frame.frame_id, fixed_transforms(bag), None).cameras[0]
+        image = _nearest_image(bag, topic, camera.topic, frame.stamp_ns)
+    except UserError:
         return None
-    camera_from_lidar = fixed_transforms(bag).lookup(image.frame_id, lidar_frame)
-    if camera_from_lidar is None:
+    if image is None:
         return None
-    points = transform_points(camera_from_lidar, xyz.astype(np.float64))
-    uv_px, shown = camera.project(np.nan_to_num(points, nan=-1.0))
-    shown &= np.isfinite(xyz).all(axis=1) & (xyz != 0).any(axis=1)
+    points = transform_points(camera.camera_from_lidar, frame.xyz.astype(np.float64))
+    uv_px, shown = camera.camera.project(np.nan_to_num(points, nan=-1.0))
+    shown &= frame.has_return()
     return overlay(image.pixels, uv_px[shown], points[shown, 2], color[shown])
 
 
-def _first_camera(bag: Bag) -> Camera | None:
-    recorded = next(bag.messages(topics_of_type(bag, CAMERA_INFO)[:1] or ["-"]), None)
-    return read_camera_info(recorded.message()) if recorded else None
-
-
-def _nearest_image(bag: Bag, stamp_ns: int) -> CameraImage | None:
-    compressed = topics_of_type(bag, COMPRESSED_IMAGE)
-    raw = [topic for topic in topics_of_type(bag, IMAGE) if not topic.startswith("/ground_truth")]
-    topics = (compressed + raw)[:1]
-    if not topics:
+def _nearest_image(bag: Bag, cloud_topic: str, image_topic: str, stamp_ns: int) -> CameraImage | None:
+    """Read the image nearest to a cloud of the recording among those that were logged about when it was."""
+    clouds = bag.messages([cloud_topic])
+    logged_ns = next((one.log_time_ns for one in clouds if _stamp_ns(one.message()) == stamp_ns), None)
+    if logged_ns is None:
         return None
-    messages = [recorded.message() for recorded in bag.messages(topics)]
-    stamps = np.array([m.header.stamp.sec * 10**9 + m.header.stamp.nanosec for m in messages], np.int64)
-    nearest = nearest_stamp(stamps, stamp_ns, MAX_PAIR_DIFFERENCE_S)
-    return None if nearest is None else read_image(messages[nearest])
+    about = Span(logged_ns - MAX_DELAY_NS, logged_ns + MAX_DELAY_NS)
+    messages = (recorded.message() for recorded in bag.messages([image_topic], about))
+    nearest = min(messages, key=lambda message: abs(_stamp_ns(message) - stamp_ns), default=None)
+    if nearest is None or abs(_stamp_ns(nearest) - stamp_ns) > MAX_PAIR_DIFFERENCE_S * 1e9:
+        return None
+    return read_image(nearest)
+
+
+def _stamp_ns(message: Any) -> int:
+    return int(message.header.stamp.sec) * 10**9 + int(message.header.stamp.nanosec)

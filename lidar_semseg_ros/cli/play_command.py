@@ -23,7 +23,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(args: argparse.Namespace) -> None:
     """Become the player node, obeying the keyboard where there is one."""
     config_from(args, PlaybackConfig)  # faults are told here rather than by the node
-    command = node_command("player", given_settings(args) | {"bag": args.bag, "keyboard": sys.stdin.isatty()})
+    has_keyboard = sys.stdin is not None and sys.stdin.isatty()  # it is None where the shell closed it
+    command = node_command("player", given_settings(args) | {"bag": args.bag, "keyboard": has_keyboard})
     os.execv(command[0], command)
 
 

@@ -14,7 +14,7 @@ from lidar_semseg_ros.cli.settings import add_settings, config_from
 from lidar_semseg_ros.core.classes import ClassTable
 from lidar_semseg_ros.core.errors import UserError
 from lidar_semseg_ros.core.frame import UNLABELLED
-from lidar_semseg_ros.formats.bags import BagWriter, cloud_topics, open_bag, why_no_clouds
+from lidar_semseg_ros.formats.bags import cloud_topics, new_recording, open_bag, why_no_clouds
 from lidar_semseg_ros.formats.config_files import package_share
 from lidar_semseg_ros.formats.dataset import chosen_cloud_topic
 from lidar_semseg_ros.formats.pointcloud2 import cloud_content, labelled_cloud, read_cloud
@@ -45,8 +45,8 @@ def run(args: argparse.Namespace) -> None:
         palette = segmenter.classes.palette()
         labels = Counter[int]()
         durations_ms: dict[str, list[float]] = {"prepare": [], "network": [], "finish": []}
-        invalid = 0
-        with BagWriter(args.output) as writer:
+        dropped = 0
+        with new_recording(args.output) as writer:
             writer.write_json(CLASS_MAP_TOPIC, segmenter.class_map(), bag.start_ns)
             for recorded in tqdm(
                 bag.messages([topic]), total=bag.message_count(topic), unit="cloud", disable=None, file=sys.stderr
@@ -54,25 +54,25 @@ def run(args: argparse.Namespace) -> None:
                 try:
                     content = cloud_content(recorded.message())
                     frame = read_cloud(content, config.input.fields)
-                except UserError as error:
-                    invalid += 1
+                    result = segmenter.segment(frame)
+                    labelled = labelled_cloud(content, frame, result.labels, palette, config.output.layout)
+                except (UserError, FloatingPointError) as error:
+                    dropped += 1
                     print(f"cloud at {recorded.log_time_ns} dropped: {error}", file=sys.stderr)
                     continue
-                result = segmenter.segment(frame)
-                labelled = labelled_cloud(content, frame, result.labels, palette, config.output.layout)
                 writer.write_cloud(SEGMENTATION_TOPIC, labelled, log_time_ns=recorded.log_time_ns)
                 ids, counts = np.unique(result.labels.class_id, return_counts=True)
                 labels.update(dict(zip(ids.tolist(), counts.tolist())))
                 for stage, found in durations_ms.items():
                     found.append(getattr(result, f"{stage}_ms"))
-    _print_summary(args.output, segmenter, labels, durations_ms, invalid)
+    _print_summary(args.output, segmenter, labels, durations_ms, dropped)
 
 
 def _print_summary(
-    output: Path, segmenter: Segmenter, labels: Counter[int], durations_ms: dict[str, list[float]], invalid: int
+    output: Path, segmenter: Segmenter, labels: Counter[int], durations_ms: dict[str, list[float]], dropped: int
 ) -> None:
     frames = len(durations_ms["network"])
-    print(f"{output}: {frames} clouds labelled by {segmenter.path.name} on {segmenter.device}, {invalid} dropped")
+    print(f"{output}: {frames} clouds labelled by {segmenter.path.name} on {segmenter.device}, {dropped} dropped")
     if frames:
         medians = "  ".join(f"{stage} {np.median(found):.1f} ms" for stage, found in durations_ms.items())
         print(f"median per cloud: {medians}")

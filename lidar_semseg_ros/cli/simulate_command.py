@@ -10,7 +10,7 @@ from pathlib import Path
 from tqdm import tqdm
 
 from lidar_semseg_ros.cli.settings import add_settings, config_from
-from lidar_semseg_ros.formats.bags import BagWriter
+from lidar_semseg_ros.formats.bags import BagWriter, new_recording
 from lidar_semseg_ros.formats.config_files import class_table
 from lidar_semseg_ros.formats.dataset import CLASS_MAP_TOPIC, LABEL_TOPIC, LIDAR_TOPIC, camera_topics
 from lidar_semseg_ros.formats.pointcloud2 import cloud_from_frame
@@ -32,7 +32,7 @@ def run(args: argparse.Namespace) -> None:
 
 def simulate(config: SimConfig, output: Path) -> None:
     """Write clouds, images, camera_info, transforms, poses and exact labels."""
-    with BagWriter(output) as writer:
+    with new_recording(output) as writer:
         frames = tqdm(drive(config), total=config.frames, unit="sweep", disable=None, file=sys.stderr)
         for index, simulated in enumerate(frames):
             if index == 0:

@@ -49,11 +49,10 @@ UNGATED = ("--voting-min-confidence", "0", "--voting-min-share", "0", "--voting-
 
 @dataclass(frozen=True, kw_only=True)
 class Command:
-    """A command of this program, and the file that is there once it is done. made: what it writes until then."""
+    """A command of this program, and the file that is there once it is done."""
 
     arguments: tuple[str, ...]
     output: Path
-    made: Path
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -137,17 +136,16 @@ class _Runs:
 
     def _simulated(self, drive: Path, lidar: str, number: int) -> Command:
         config = self._config
-        made = drive.with_suffix(".part.mcap")
         settings = {"lidar": lidar, "cameras": 2, "frames": config.frames, "speed-mps": config.speed_mps}
         flags = [f"--{name}={value}" for name, value in settings.items()]
-        arguments = ("simulate", "-o", str(made), *flags, f"--seed={config.building_seed + number}")
-        return Command(arguments=arguments, output=drive, made=made)
+        arguments = ("simulate", "-o", str(drive), *flags, f"--seed={config.building_seed + number}")
+        return Command(arguments=arguments, output=drive)
 
     def _labelled(self, drive: Path, labels: str) -> Command:
         output = self._folder / labels / drive.name
         flags = ["--vision-model", self._config.teacher, "--class-map", "", "--images"]
         ungated = UNGATED if labels == UNFILTERED else ()
-        return Command(arguments=("label", str(drive), "-o", str(output), *flags, *ungated), output=output, made=output)
+        return Command(arguments=("label", str(drive), "-o", str(output), *flags, *ungated), output=output)
 
     def trained_and_tested(self, needed: Mapping[str, Sequence[str]]) -> list[list[Command]]:
         """Give the commands of these trainings and their tests; those that begin with one model are one chain."""
@@ -167,7 +165,7 @@ class _Runs:
         plan = model.with_suffix(".yaml")
         plan.parent.mkdir(exist_ok=True)
         write_yaml(plan, self._plan(training, seed))
-        return Command(arguments=("distill", str(plan), "-o", str(model)), output=model, made=model)
+        return Command(arguments=("distill", str(plan), "-o", str(model)), output=model)
 
     def _plan(self, training: Training, seed: int) -> dict[str, Any]:
         # Exact labels stand beside the teacher's in its recordings, so that all learn from the same sweeps.
@@ -198,7 +196,7 @@ class _Runs:
         drives = [str(self._drive(lidar, UNSEEN + number, TAUGHT)) for number in range(self._config.unseen)]
         result = self._result(name, seed, lidar)
         arguments = ("evaluate", str(self._model(name, seed)), *drives, "--threads", "1", "--json", str(result))
-        return Command(arguments=arguments, output=result, made=result)
+        return Command(arguments=arguments, output=result)
 
     def found(self, name: str, lidar: str) -> list[dict[str, Any]]:
         """Read what the tests of a training say, by seed."""
@@ -251,8 +249,6 @@ def _carried_out(chain: Sequence[Command], logs: Path) -> None:
         if command.output.exists():
             continue
         command.output.parent.mkdir(exist_ok=True)
-        if command.made != command.output:
-            command.made.unlink(missing_ok=True)
         log = logs / f"{command.output.parent.name}-{command.output.stem}.log"
         with log.open("w", encoding="utf-8") as said:
             for stream in (sys.stdout, sys.stderr):
@@ -266,7 +262,6 @@ def _carried_out(chain: Sequence[Command], logs: Path) -> None:
             finally:
                 sys.stdout.flush()
                 sys.stderr.flush()
-        command.made.rename(command.output)
 
 
 def _failure(command: Command, log: Path) -> str:

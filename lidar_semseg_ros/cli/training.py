@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from tqdm import tqdm
 
+from lidar_semseg_ros.cli.outputs import require_folder
 from lidar_semseg_ros.cli.settings import add_settings, flag_of, given_settings
 from lidar_semseg_ros.core.errors import UserError
 from lidar_semseg_ros.core.memory import keep_freed_memory
@@ -48,8 +49,7 @@ def require_new_model(path: Path) -> None:
         raise UserError(f"the output must end in .safetensors, but it is {path}")
     if path.exists():
         raise UserError(f"{path} exists already; give another name or remove it")
-    if not path.absolute().parent.is_dir():
-        raise UserError(f"there is no folder {path.parent} to write {path.name} to; make it first")
+    require_folder(path)
 
 
 def command_line(command: str, args: argparse.Namespace, data: Collection[str] = ()) -> str:

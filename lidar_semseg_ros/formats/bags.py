@@ -372,14 +372,17 @@ class _ScannedMcap:
 
     def __init__(self, path: Path, reason: str) -> None:
         self._path = path
+        by_id: dict[int, _Channel] = {}
         counts: dict[_Channel, int] = {}
         definitions: dict[str, MessageDefinition] = {}
         times_ns: list[int] = []
         end = "its end"
         try:
             for schema, channel, message in self._records():
-                key = _channel_of(schema, channel)
-                definitions.setdefault(normalized_type(schema.name), _definition_of(schema))
+                if channel.id not in by_id:  # its quality of service is YAML, which takes a millisecond to read
+                    by_id[channel.id] = _channel_of(schema, channel)
+                    definitions.setdefault(normalized_type(schema.name), _definition_of(schema))
+                key = by_id[channel.id]
                 counts[key] = counts.get(key, 0) + 1
                 times_ns.append(message.log_time)
         except Exception as error:  # whatever the damage does to the parser
@@ -602,6 +605,14 @@ def why_no_clouds(bag: Bag) -> str:
     return f"the bag holds no topic of type {POINT_CLOUD}; it has {held}"
 
 
+def require_new_recording(path: Path) -> None:
+    """Raise UserError unless a recording could have this name, and none has it."""
+    if path.suffix != ".mcap":
+        raise UserError(f"recordings are written as .mcap files, but {path} is asked for")
+    if path.exists():
+        raise UserError(f"{path} exists already; give another name or remove it")
+
+
 class BagWriter:
     """Writes one MCAP file that ROS 2, rosbags and Foxglove open; close it, or use it in a with statement.
 
@@ -612,12 +623,9 @@ class BagWriter:
         from mcap.writer import CompressionType, Writer
         from rosbags.typesys import Stores, get_typestore
 
-        if path.suffix != ".mcap":
-            raise UserError(f"recordings are written as .mcap files, but {path} is asked for")
+        require_new_recording(path)
         try:
             self._file = path.open("xb")
-        except FileExistsError:
-            raise UserError(f"{path} exists already; give another name or remove it") from None
         except OSError as error:
             raise UserError(f"cannot write {path}: {error}") from error
         self._typestore = get_typestore(Stores.ROS2_JAZZY)
@@ -786,6 +794,25 @@ class BagWriter:
         )
         header = self._header(stamp_ns, parent)
         return self._new("geometry_msgs/msg/TransformStamped", header=header, child_frame_id=child, transform=transform)
+
+
+@contextmanager
+def new_recording(path: Path) -> Iterator[BagWriter]:
+    """Write a recording that has its name only when it is complete; until then it is called <name>.part.mcap.
+
+    One of that name that is left over is overwritten. UserError as of BagWriter, before anything is written, and where
+    the disk is full.
+    """
+    require_new_recording(path)
+    part = path.with_suffix(".part.mcap")
+    try:
+        if part.exists():
+            part.unlink()
+        with BagWriter(part) as writer:
+            yield writer
+        part.rename(path)
+    except OSError as error:
+        raise UserError(f"{path} is not finished: {error}; mend that and give the same command again") from error
 
 
 def _header_object(typestore: Typestore, stamp_ns: int, frame_id: str) -> Any:

@@ -132,6 +132,10 @@ def _decompressed(message: Any) -> np.ndarray:
                 raise ValueError(f"it claims {picture.width}×{picture.height} pixels, more than {LARGEST_PIXELS}")
             if picture.mode.startswith("I"):
                 return (np.asarray(picture) >> 8).astype(np.uint8)[..., np.newaxis].repeat(3, axis=-1)
+            # image_transport compresses a Bayer mosaic as the grey picture that it is: 'bayer_rggb8; jpeg compressed '.
+            encoding = message.format.partition(";")[0].strip()
+            if encoding.startswith("bayer") and encoding in ENCODINGS and picture.mode == "L":
+                return ENCODINGS[encoding][1](np.asarray(picture)[..., np.newaxis], False)
             return np.asarray(picture.convert("RGB"))
     except Exception as error:  # decoders fail in many ways on bytes that are not what they claim to be
         raise ImageError(f"{described} is no JPEG or PNG that can be decoded: {error}") from error

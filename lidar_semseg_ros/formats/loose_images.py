@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from lidar_semseg_ros.core.errors import UserError
+from lidar_semseg_ros.formats.loose_scans import SCAN_READERS
 
 IMAGE_KINDS = {".jpg": "jpeg", ".jpeg": "jpeg", ".png": "png"}
 """By the end of the file's name, the `format` of a CompressedImage."""
@@ -38,4 +39,6 @@ def images_of_scans(scans: Sequence[Path], images: Sequence[Path]) -> list[Path 
 
 
 def _stem(scan: Path) -> str:
-    return scan.name.partition(".")[0]
+    """Take the ending of a scan off its name, in which a time stamp may have dots of its own."""
+    ending = next((ending for ending in SCAN_READERS if scan.name.lower().endswith(ending)), scan.suffix)
+    return scan.name[: len(scan.name) - len(ending)]

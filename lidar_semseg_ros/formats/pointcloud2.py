@@ -28,6 +28,8 @@ ABSOLUTE_SECONDS_ABOVE = 1e8
 ABSOLUTE_NANOSECONDS_ABOVE = 1e17
 """Times of day since 1973; no sweep lasts so long, so a larger value cannot be relative to the stamp."""
 
+MEDIAN_OF = 1000
+
 LARGEST_POINT_STEP = 2**30
 """Bytes of one point; NumPy takes no element of 2³¹ bytes, and labels come on top."""
 LARGEST_SIZE = 2**32 - 1
@@ -268,10 +270,12 @@ def _times(content: CloudContent, chosen: str) -> np.ndarray | None:
         return _as_float32(time * 1e-9)
     if time.dtype.itemsize == 4:
         return _as_float32(time)
-    latest = np.where(np.isfinite(time), time, 0).max(initial=0)
-    if latest <= ABSOLUTE_SECONDS_ABOVE:
+    known = time[np.isfinite(time) & (time != 0)]
+    # Of some of them, and their middle: one point of garbage must not decide for all.
+    usual = np.median(known[:: len(known) // MEDIAN_OF + 1]) if len(known) else 0.0
+    if usual <= ABSOLUTE_SECONDS_ABOVE:
         return _as_float32(time)
-    if latest > ABSOLUTE_NANOSECONDS_ABOVE:
+    if usual > ABSOLUTE_NANOSECONDS_ABOVE:
         since_stamp_s = (time - content.stamp_ns) * 1e-9
     else:
         since_stamp_s = time - content.stamp_ns * 1e-9

@@ -36,12 +36,15 @@ NO_POSES = "none"
 
 
 def fixed_transforms(bag: Bag) -> TransformTree:
-    """Read all of /tf_static."""
+    """Read all of /tf_static; a transform that is none is left out with a warning."""
     tree = TransformTree()
     if "/tf_static" in bag.topics:
         for recorded in bag.messages(["/tf_static"]):
             for stamped in recorded.message().transforms:
-                tree.add(stamped.header.frame_id, stamped.child_frame_id, matrix_of_transform(stamped.transform))
+                try:
+                    tree.add(stamped.header.frame_id, stamped.child_frame_id, matrix_of_transform(stamped.transform))
+                except UserError as error:
+                    _logger.warning("'%s' in /tf_static is left out: %s", stamped.child_frame_id, error)
     return tree
 
 
@@ -49,8 +52,8 @@ def recorded_poses(bag: Bag, sensor_frame: str, tree: TransformTree, topic: str 
     """Read where the robot that carries a sensor was; None where the recording does not tell.
 
     topic: of Odometry or PoseStamped. Without it: the only Odometry, else what /tf says of the frame that carries the
-    sensor, else the only PoseStamped. UserError if the topic is none of these. Poses whose quaternion is no
-    rotation are left out, with one warning.
+    sensor, else the only PoseStamped. UserError if the topic is none of these. Poses whose quaternion is no rotation or
+    whose position is no place are left out, with one warning.
     """
     if topic is not None and bag.topics.get(topic) not in (ODOMETRY, POSE_STAMPED):
         there = [name for name, kind in bag.topics.items() if kind in (ODOMETRY, POSE_STAMPED)]
@@ -69,12 +72,12 @@ def recorded_poses(bag: Bag, sensor_frame: str, tree: TransformTree, topic: str 
 
 
 def pose_of_message(message: Any) -> tuple[int, np.ndarray]:
-    """Read an Odometry or a PoseStamped: stamp in nanoseconds, and pose (4, 4); UserError for no rotation."""
+    """Read an Odometry or a PoseStamped: stamp in nanoseconds, and pose (4, 4); UserError if it is none."""
     return _stamp_ns(message), _matrix(*_place(message))
 
 
 def matrix_of_transform(transform: Any) -> np.ndarray:
-    """Give a geometry_msgs/Transform as a matrix (4, 4)."""
+    """Give a geometry_msgs/Transform as a matrix (4, 4); UserError if it is none."""
     return _matrix(transform.translation, transform.rotation)
 
 
@@ -82,7 +85,10 @@ def _matrix(position: Any, rotation: Any) -> np.ndarray:
     xyzw = np.array([rotation.x, rotation.y, rotation.z, rotation.w])
     if not 0 < np.linalg.norm(xyzw) < np.inf:
         raise UserError(f"a transform has the quaternion {xyzw.tolist()}, which is no rotation")
-    return rigid(rotation_from_quaternion(xyzw), np.array([position.x, position.y, position.z]))
+    xyz = np.array([position.x, position.y, position.z])
+    if not np.isfinite(xyz).all():
+        raise UserError(f"a transform has the position {xyz.tolist()}, which is nowhere")
+    return rigid(rotation_from_quaternion(xyzw), xyz)
 
 
 def _stamp_ns(message: Any) -> int:

@@ -107,10 +107,14 @@ def image_topics(bag: Bag, kinds: Collection[str] = (IMAGE, COMPRESSED_IMAGE)) -
 
 
 def _image_topic_beside(bag: Bag, info_topic: str) -> str | None:
-    """Find the images in the namespace of a CameraInfo; of several, as they left the camera rather than rectified."""
+    """Find the images in the namespace of a CameraInfo.
+
+    Of several, those as they left the camera rather than rectified, and those right beside it rather than of a
+    namespace within, such as a depth camera's.
+    """
     namespace = info_topic.rpartition("/")[0]
     beside = [topic for topic in image_topics(bag) if topic.startswith(namespace + "/")]
-    return min(beside, key=lambda topic: ("rect" in topic, topic), default=None)
+    return min(beside, key=lambda topic: ("rect" in topic, topic.count("/"), topic), default=None)
 
 
 def _frame_of(bag: Bag, topic: str) -> str:

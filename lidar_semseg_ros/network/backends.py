@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import importlib.util
 import logging
 from collections.abc import Sequence
@@ -97,7 +98,10 @@ class TorchBackend:
         exact_runner = _runner(model, self.device, "float32", threads)
         if not computes_bfloat16_faster(self.device, model.config.width):
             return "float32", exact_runner
-        trial = prepare(trial_sweep(self.description.inputs), self.description.inputs)
+        inputs = self.description.inputs
+        # A field of view may lie beside the sensor, where the trial sweep has no points.
+        trial = prepare(trial_sweep(inputs), inputs)
+        trial = trial if len(trial) else example_input(inputs)
         exact = exact_runner.logits(trial).argmax(1)
         for precision in ("bfloat16", "float16") if self.device != "cpu" else ("bfloat16",):
             runner = _runner(model, self.device, precision, threads)
@@ -218,12 +222,15 @@ def _check(session: InferenceSession, description: ModelDescription, path: Path)
 def _providers(device: str, precision: str, available: list[str], path: Path) -> list[Any]:
     kind, _, index = device.partition(":")
     on_gpu = {"device_id": int(index or 0)}
-    trt = on_gpu | {
+    trt: dict[str, Any] = on_gpu | {
         "trt_fp16_enable": precision == "float16",
         "trt_bf16_enable": precision == "bfloat16",
         "trt_engine_cache_enable": True,
-        "trt_engine_cache_path": str(path.parent / "tensorrt_cache"),
     }
+    if kind == "tensorrt":
+        # By content, for the names that ONNX Runtime gives to engines are the same for other weights.
+        digest = hashlib.sha256(path.read_bytes()).hexdigest()
+        trt["trt_engine_cache_path"] = str(path.parent / "tensorrt_cache" / digest[:16])
     chains: dict[str, list[Any]] = {
         "cpu": CPU,
         "cuda": [("CUDAExecutionProvider", on_gpu), "CPUExecutionProvider"],

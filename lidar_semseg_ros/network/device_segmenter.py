@@ -226,6 +226,9 @@ def device_segmenter(runner: Runner, network: FusedNetwork, inputs: InputConfig,
     """
     trial = trial_sweep(inputs)
     prepared = prepare(trial, inputs)
+    if not len(prepared):
+        logger.warning("the host prepares the sweeps, for none of a trial sweep's points lie where the model looks")
+        return None
     expected = to_points(runner.logits(prepared).numpy(), prepared).class_id
     try:
         segmenter = DeviceSegmenter(network, inputs, device)

@@ -47,6 +47,11 @@ class ModelDescription:
                 f"{self.name} has {self.network['outputs']} outputs, but class table {self.classes.name} has "
                 f"{len(self.classes)} classes; choose the table the weights were trained with"
             )
+        if len(self.inputs.features) != self.network["inputs"]:
+            raise UserError(
+                f"{self.name} has {self.network['inputs']} inputs for each point, but its input settings name "
+                f"{len(self.inputs.features)} ({', '.join(self.inputs.features)}); name those it was trained with"
+            )
 
     def to_json(self) -> str:
         """Give the text that travels in model files."""

@@ -100,6 +100,7 @@ class Segmenter:
         self.config = config
         self.clock: Callable[[], float] = time.perf_counter
         self.path = model_path(config.model, models)
+        self._version = hashlib.sha256(self.path.read_bytes()).hexdigest()[:12]
         self.backend: Backend = _loaded(self.path, config) if beside is None else _shared(beside, config)
         self.description, self.device = self.backend.description, self.backend.device
         if self.description.classes is None:
@@ -113,8 +114,7 @@ class Segmenter:
 
     def class_map(self) -> str:
         """Tell as JSON what the class ids mean: id, name and colour of each, and the model and its version."""
-        version = hashlib.sha256(self.path.read_bytes()).hexdigest()[:12]
-        return json.dumps({"model": self.description.name, "version": version, **self.classes.to_mapping()})
+        return json.dumps({"model": self.description.name, "version": self._version, **self.classes.to_mapping()})
 
     def segment(self, frame: LidarFrame, level_from_lidar: np.ndarray | None = None) -> Segmentation:
         """Label every row of a sweep.

@@ -191,8 +191,9 @@ def _median_step(directions: np.ndarray) -> float:
 
 def _nearest(increasing: np.ndarray, values: np.ndarray) -> np.ndarray:
     """Find the index of the number nearest to each value."""
-    right = np.clip(np.searchsorted(increasing, values), 1, max(len(increasing) - 1, 1))
-    return right - (values - increasing[right - 1] < increasing[right] - values)
+    left = np.clip(np.searchsorted(increasing, values) - 1, 0, max(len(increasing) - 2, 0))
+    right = np.minimum(left + 1, len(increasing) - 1)  # the same one if it is alone
+    return np.where(values - increasing[left] < increasing[right] - values, left, right)
 
 
 def image_evidence(pixels: np.ndarray, camera: Camera) -> np.ndarray:

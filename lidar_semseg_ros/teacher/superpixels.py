@@ -76,15 +76,16 @@ def segments_of_sweeps(
 
     The sweeps are put together in the map. Floor, ceiling and walls connect everything indoors, so large planes are
     taken out, one after the other; HDBSCAN parts the rest (Seal, arXiv 2306.09347, section 3.3, which takes out the
-    ground only). −1 on large planes, for lone points, and where there is no return.
+    ground only). −1 on large planes, for lone points, and where there is no return, or one without a voxel.
     """
     if not frames:
         return []
     # Coordinates of a map may be too large for float32.
     origin_from_map = invert_rigid(trajectory.at(np.array([frames[0].stamp_ns]))[0])
     xyz = np.concatenate([points_in(origin_from_map, frame, base_from_lidar, trajectory) for frame in frames])
-    measured = np.flatnonzero(np.isfinite(xyz).all(axis=1))
-    _, chosen, cube = np.unique(voxel_keys(xyz[measured], config.voxel_m), return_index=True, return_inverse=True)
+    key = voxel_keys(xyz, config.voxel_m)
+    measured = np.flatnonzero(key >= 0)
+    _, chosen, cube = np.unique(key[measured], return_index=True, return_inverse=True)
     thinned = xyz[measured[chosen]]
     of_cube = np.full(len(thinned), -1, np.int32)
     rest = np.flatnonzero(~on_large_planes(thinned, config, rng))

@@ -9,7 +9,6 @@ from dataclasses import dataclass
 import numpy as np
 
 from lidar_semseg_ros.core.camera import Camera
-from lidar_semseg_ros.core.errors import UserError
 from lidar_semseg_ros.core.frame import UNLABELLED, LidarFrame
 from lidar_semseg_ros.core.geometry import rigid
 from lidar_semseg_ros.core.options import setting
@@ -204,28 +203,30 @@ class VoxelVotes:
 
 
 def voxel_keys(xyz: np.ndarray, voxel_m: float, corner: np.ndarray = MAP_ORIGIN) -> np.ndarray:
-    """Say by number which cube of space each of (N, 3) points lies in: (N,) int64, −1 for one that is not finite.
+    """Say by number which cube of space each of (N, 3) points lies in: (N,) int64.
 
-    corner: (3,) int64, the corner of cubes that the points are given from, so many cubes from the origin of the map;
-    the number of a cube does not depend on it. Cubes that lie 2^VOXEL_BITS apart share a number.
+    −1 for a point that is not finite, or 2^(VOXEL_BITS − 1) cubes or more away: a stray value, not a place. corner:
+    (3,) int64, the corner of cubes that the points are given from, so many cubes from the origin of the map; the number
+    of a cube does not depend on it. Cubes that lie 2^VOXEL_BITS apart share a number.
     """
-    finite = np.isfinite(xyz).all(axis=1)
     half = 1 << (VOXEL_BITS - 1)
-    index = np.floor(xyz[finite] / voxel_m).astype(np.int64)
-    if len(index) and not (index.min() >= -half and index.max() < half):
-        raise UserError(f"points lie more than {half * voxel_m:.0f} m away; take them out of the clouds")
-    index = (index + corner) & (2 * half - 1)
+    with np.errstate(over="ignore"):  # what overflows is too far away, too
+        index = np.floor(xyz / voxel_m)
+    is_near = ((index >= -half) & (index < half)).all(axis=1)
+    index = (index[is_near].astype(np.int64) + corner) & (2 * half - 1)
     key = np.full(len(xyz), -1, np.int64)
-    key[finite] = (index[:, 0] << 2 * VOXEL_BITS) | (index[:, 1] << VOXEL_BITS) | index[:, 2]
+    key[is_near] = (index[:, 0] << 2 * VOXEL_BITS) | (index[:, 1] << VOXEL_BITS) | index[:, 2]
     return key
 
 
 def remembered(votes: Votes, key: np.ndarray) -> VoxelVotes:
-    """Gather an image's votes by the voxels, (N,) int64, of the points they were for."""
-    voxel, of_vote, count = np.unique(key[votes.row], return_inverse=True, return_counts=True)
-    pair, of_vote_pair = np.unique(of_vote * CLASS_IDS + votes.class_id, return_inverse=True)
-    weight = np.bincount(of_vote_pair, votes.weight, len(pair))
-    sure = np.bincount(of_vote_pair, votes.weight * votes.confidence, len(pair))
+    """Gather an image's votes by the voxels, (N,) int64, of the points they were for; −1 is no place to remember."""
+    placed = np.flatnonzero(key[votes.row] >= 0)
+    vote_weight = votes.weight[placed]
+    voxel, of_vote, count = np.unique(key[votes.row[placed]], return_inverse=True, return_counts=True)
+    pair, of_vote_pair = np.unique(of_vote * CLASS_IDS + votes.class_id[placed], return_inverse=True)
+    weight = np.bincount(of_vote_pair, vote_weight, len(pair))
+    sure = np.bincount(of_vote_pair, vote_weight * votes.confidence[placed], len(pair))
     return VoxelVotes(
         key=voxel[pair // CLASS_IDS],
         class_id=(pair % CLASS_IDS).astype(np.uint8),

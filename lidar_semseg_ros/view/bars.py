@@ -43,7 +43,8 @@ def bars(title: str, caption: str, figures: Sequence[Bar]) -> np.ndarray:
     draw, font = ImageDraw.Draw(picture), ImageFont.load_default(size=14)
     draw.text((12, 8), title, fill=INK, font=ImageFont.load_default(size=17))
     draw.text((12, 32), caption, fill=INK, font=font)
-    longest = max((bar.mean + bar.deviation for bar in figures), default=0.0) or 1.0
+    ends = [bar.mean + bar.deviation for bar in figures if np.isfinite(bar.mean + bar.deviation)]
+    longest = max(ends, default=0.0) or 1.0
     scale = (WIDTH - NAMES - RIGHT) / longest
     for value in ticks(longest):
         x = NAMES + value * scale
@@ -54,13 +55,15 @@ def bars(title: str, caption: str, figures: Sequence[Bar]) -> np.ndarray:
         if bar.row != row:
             row, y = bar.row, y + GAP
             draw.text((12, y + 2), bar.row, fill=INK, font=font)
-        end, spread = NAMES + bar.mean * scale, bar.deviation * scale
+        known = np.isfinite(bar.mean + bar.deviation)
+        end, spread = (NAMES + bar.mean * scale, bar.deviation * scale) if known else (NAMES, 0.0)
         draw.rectangle((NAMES, y + 3, end, y + LINE - 4), fill=COLORS[columns.index(bar.column) % len(COLORS)])
         middle = y + LINE / 2
         draw.line((end - spread, middle, end + spread, middle), fill=INK, width=2)
         for at in (end - spread, end + spread):
             draw.line((at, middle - 4, at, middle + 4), fill=INK, width=2)
-        label = f"{bar.mean:.1f} {bar.column}" if len(columns) > 1 else f"{bar.mean:.1f}"
+        figure = f"{bar.mean:.1f}" if known else "n/a"
+        label = f"{figure} {bar.column}" if len(columns) > 1 else figure
         draw.text((end + spread + 8, y + 2), label, fill=INK, font=font)
         y += LINE
     return np.asarray(picture)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from dataclasses import replace
 from pathlib import Path
 
@@ -11,11 +12,11 @@ from taught import CAMERA
 
 pytest.importorskip("embreex", reason="the simulator needs embreex, the extra [sim]")
 
-from lidar_semseg_ros.cli.calib_check_command import _moment
+from lidar_semseg_ros.cli.calib_check_command import _moment, moments_of_cameras
 from lidar_semseg_ros.cli.main import main
 from lidar_semseg_ros.core.frame import CameraImage, LidarFrame
 from lidar_semseg_ros.core.geometry import OPTICAL_FROM_BODY, rigid, rotation_from_rpy
-from lidar_semseg_ros.formats.bags import open_bag
+from lidar_semseg_ros.formats.bags import BagWriter, open_bag
 from lidar_semseg_ros.formats.poses import fixed_transforms
 from lidar_semseg_ros.teacher.labeller import TakenImage
 from lidar_semseg_ros.teacher.lifting import Trajectory
@@ -74,6 +75,30 @@ def test_a_recording_without_clouds_cameras_or_poses_is_an_error(
         with pytest.raises(SystemExit) as ended:
             main(command)
         assert ended.value.code == 2 and said in capsys.readouterr().err
+
+
+def test_images_and_clouds_that_cannot_be_read_are_left_out_and_the_others_looked_at(
+    bag: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], caplog: pytest.LogCaptureFixture
+) -> None:
+    clouds, images = "/lidar/points", "/camera_0/image_raw/compressed"
+    faulty, seen = tmp_path / "faulty.mcap", Counter[str]()
+    with open_bag(bag) as source, BagWriter(faulty) as writer:
+        for one in source.messages():
+            seen[one.topic] += 1
+            data = one.cdr()
+            if (one.topic, seen[one.topic]) in ((images, 3), (clouds, 5)):
+                data = b"\x00\x01\x00\x00 neither image nor cloud"
+            if (one.topic, seen[one.topic]) == (images, 4):
+                stamp_ns = one.log_time_ns
+                writer.write_compressed_image(images, b"\xff\xd8 garbage", "jpeg", stamp_ns, "camera_0")
+            else:
+                writer.write(one.topic, one.msgtype, one.log_time_ns, data, one.topic in source.latched)
+    moments = moments_of_cameras(faulty, None, None, None)
+    assert {name: len(found) for name, found in moments.items()} == {"camera_0": 3, "camera_1": 5}
+    warned = [record.getMessage() for record in caplog.records]
+    assert [said.split(" is left out")[0] for said in warned] == [f"a message of {t}" for t in (images, clouds, images)]
+    main(["calib-check", str(faulty)])
+    assert "camera_0: " in capsys.readouterr().out
 
 
 def test_far_from_all_poses_the_robot_is_taken_to_stand_still() -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.util
 import json
 from pathlib import Path
 
@@ -12,8 +13,10 @@ import yaml
 pytest.importorskip("torch", reason="PyTorch is not installed")
 
 from lidar_semseg_ros.cli.main import main
-from lidar_semseg_ros.formats.bags import BagWriter, open_bag
-from lidar_semseg_ros.formats.pointcloud2 import cloud_content, column, read_cloud
+from lidar_semseg_ros.core.frame import LidarFrame
+from lidar_semseg_ros.formats.bags import BagWriter, cloud_topics, open_bag
+from lidar_semseg_ros.formats.pointcloud2 import CloudContent, cloud_content, cloud_from_frame, column, read_cloud
+from lidar_semseg_ros.network.segmenter import Segmentation, Segmenter
 
 SEGMENTATION = "/segmenter/output/pointcloud/segmentation"
 
@@ -135,9 +138,7 @@ def test_evaluation_counts_only_labelled_points_and_a_perfect_model_has_an_miou_
 ) -> None:
     model = str(imported["waffleiron_bn_indoor"])
     rng = np.random.default_rng(0)
-    from lidar_semseg_ros.core.frame import LidarFrame
     from lidar_semseg_ros.formats.dataset import LABEL_TOPIC
-    from lidar_semseg_ros.formats.pointcloud2 import cloud_from_frame
 
     xyz = rng.uniform((-8, -8, -1), (8, 8, 2), (4000, 3)).astype(np.float32)
     cloud = cloud_from_frame(LidarFrame(stamp_ns=10, frame_id="lidar", xyz=xyz))
@@ -175,6 +176,10 @@ def test_a_bag_of_packets_names_the_driver_that_makes_clouds_of_them(
         (["info", "nothing"], "nor a shipped model"),
         (["convert", "nowhere", "-o", "o.mcap"], "holds no scans"),
         (["play", "x.bag", "--rate", "0"], "must lie in"),
+        (["bench", "--json", "nowhere/f.json"], "no folder nowhere to write f.json to"),
+        (["evaluate", "x.bag", "--json", "nowhere/f.json"], "no folder nowhere to write f.json to"),
+        (["evaluate", "x.bag", "--report", "nowhere/r.html"], "no folder nowhere to write r.html to"),
+        (["calib-check", "x.bag", "-o", "nowhere/a.png"], "no folder nowhere to write a.png to"),
     ],
 )
 def test_a_mistake_ends_in_one_line_that_tells_what_to_do(
@@ -191,3 +196,77 @@ def test_a_class_table_of_another_size_is_refused(
     arguments = ["import", str(checkpoint), "--layout", "waffleiron", "--config", "waffleiron_kitti"]
     said = failing([*arguments, "--classes", "nuscenes16", "-o", str(tmp_path / "m.safetensors")], capsys)
     assert "19 outputs" in said and "16 classes" in said
+
+
+def test_without_standard_input_a_recording_is_played_without_a_keyboard(monkeypatch: pytest.MonkeyPatch) -> None:
+    became: list[list[str]] = []
+    monkeypatch.setattr("sys.stdin", None)
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: name)
+    monkeypatch.setattr("os.execv", lambda path, command: became.append(command))
+    main(["play", "x.bag"])
+    assert "keyboard:=false" in became[0] and 'bag:="x.bag"' in became[0]
+
+
+def cloud_of(stamp_ns: int, intensity: bool = True) -> CloudContent:
+    rng = np.random.default_rng(stamp_ns)
+    xyz = rng.uniform((-8, -8, -1), (8, 8, 2), (2000, 3)).astype(np.float32)
+    strengths = rng.uniform(0, 60, 2000).astype(np.float32) if intensity else None
+    return cloud_from_frame(LidarFrame(stamp_ns=stamp_ns, frame_id="lidar", xyz=xyz, intensity=strengths))
+
+
+def test_clouds_that_cannot_be_segmented_are_dropped_with_a_line_each_and_the_others_labelled(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with BagWriter(tmp_path / "in.mcap") as writer:
+        for stamp_ns in range(1, 5):
+            writer.write_cloud("/lidar/points", cloud_of(stamp_ns, intensity=stamp_ns != 2))
+    segmented = Segmenter.segment
+
+    def overflowing(self: Segmenter, frame: LidarFrame) -> Segmentation:
+        if frame.stamp_ns == 3:
+            raise FloatingPointError("the model gave NaN or infinity in float16; take float32")
+        return segmented(self, frame)
+
+    monkeypatch.setattr(Segmenter, "segment", overflowing)
+    output = tmp_path / "out.mcap"
+    main(["segment", str(tmp_path / "in.mcap"), "-o", str(output), "--input-intensity-missing", "error"])
+    said = capsys.readouterr()
+    assert "2 clouds labelled" in said.out and "2 dropped" in said.out
+    assert "cloud at 2 dropped: " in said.err and "cloud at 3 dropped: the model gave NaN" in said.err
+    with open_bag(output) as out:
+        assert [one.log_time_ns for one in out.messages([SEGMENTATION])] == [1, 4]
+
+
+@pytest.mark.parametrize("command", ["segment", "convert", "simulate"])
+def test_what_ends_in_its_midst_is_not_taken_for_a_whole_recording_and_is_made_anew_by_the_same_command(
+    command: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    output, scans = tmp_path / "out.mcap", tmp_path / "scans"
+    scans.mkdir()
+    with BagWriter(tmp_path / "in.mcap") as writer:
+        for stamp_ns in (1, 2, 3):
+            writer.write_cloud("/lidar/points", cloud_of(stamp_ns))
+            (scans / f"{stamp_ns}.bin").write_bytes(np.ones((5, 4), np.float32).tobytes())
+    if command == "simulate":
+        pytest.importorskip("embreex", reason="the simulator's ray caster is not installed (extra [sim])")
+    arguments = {
+        "segment": ["segment", str(tmp_path / "in.mcap")],
+        "convert": ["convert", str(scans)],
+        "simulate": ["simulate", "--frames", "3", "--lidar", "VLP-16", "--cameras", "0"],
+    }[command]
+    with monkeypatch.context() as broken:
+        written = BagWriter.write_cloud
+
+        def killed(self: BagWriter, topic: str, content: CloudContent, log_time_ns: int | None = None) -> None:
+            if content.stamp_ns >= 2 and self.size() > 0:
+                raise KeyboardInterrupt
+            written(self, topic, content, log_time_ns)
+
+        broken.setattr(BagWriter, "write_cloud", killed)
+        with pytest.raises(SystemExit) as ended:
+            main([*arguments, "-o", str(output)])
+    assert ended.value.code == 130 and not output.exists()
+    main([*arguments, "-o", str(output)])
+    with open_bag(output) as out:
+        assert [out.message_count(topic) for topic in cloud_topics(out)] == [3]
+    assert not list(tmp_path.glob("*.part.mcap"))

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import subprocess
 from pathlib import Path
 from typing import Any
 
@@ -9,6 +10,7 @@ from lidar_semseg_ros.cli.doctor_command import (
     FAULT,
     NOTE,
     OK,
+    _probe,
     model_findings,
     profile_findings,
     runtime_findings,
@@ -61,6 +63,15 @@ def test_clouds_that_are_there_are_listed_and_a_failing_node_is_a_fault() -> Non
     assert there[1].seen == "clouds on /points from driver (best effort)"
     assert [finding.verdict for finding in transport_findings(PROBE, {})] == [OK, NOTE]
     assert next(transport_findings({"failure": "no domain"}, {})).verdict == FAULT
+
+
+def test_a_probe_that_hangs_is_a_fault_like_a_node_that_cannot_be_started(monkeypatch: pytest.MonkeyPatch) -> None:
+    def hang(command: list[str], **how: Any) -> None:
+        raise subprocess.TimeoutExpired(command, how["timeout"])
+
+    monkeypatch.setattr(subprocess, "run", hang)
+    finding = next(transport_findings(_probe(), {}))
+    assert finding.verdict == FAULT and "did not end within 60 s" in finding.seen
 
 
 def test_a_profile_that_is_not_there_is_a_fault(tmp_path: Path) -> None:

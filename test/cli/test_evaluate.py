@@ -11,6 +11,7 @@ import pytest
 pytest.importorskip("torch", reason="PyTorch is not installed")
 from taught import RIG
 
+from lidar_semseg_ros.cli.evaluate_command import evaluated
 from lidar_semseg_ros.cli.main import main
 from lidar_semseg_ros.core.frame import UNLABELLED, LidarFrame
 from lidar_semseg_ros.formats.bags import BagWriter
@@ -101,6 +102,22 @@ def test_a_model_is_no_better_or_worse_than_itself_under_corruption(
     assert found["mrr"] == pytest.approx(np.mean(means)) and 5 < found["mrr"] < 100
     assert "mCE 100.0 relative to " in capsys.readouterr().out
     assert "<td>beam_missing</td>" in (tmp_path / "r.html").read_text()
+
+
+def test_of_a_recording_with_few_labelled_sweeps_as_many_as_asked_are_corrupted_and_the_middle_one_is_drawn(
+    tmp_path: Path,
+) -> None:
+    segmenter = Segmenter(SegmenterConfig(model=MODEL), MODELS)
+    with BagWriter(tmp_path / "few.mcap") as writer:
+        for seed in range(10):
+            frame = room(seed)
+            if seed in (0, 1, 4, 6, 8):
+                labels = np.zeros((1, POINTS), np.uint8)
+                writer.write_class_ids(LABEL_TOPIC, labels, frame.stamp_ns, "lidar")
+            writer.write_cloud("/lidar/points", cloud_from_frame(frame))
+    found = evaluated(segmenter, [tmp_path / "few.mcap"], None, 3, {})
+    assert [frame.stamp_ns for frame, _ in found.chosen] == [1, 5, 9]
+    assert found.middle is not None and found.middle[0].frame.stamp_ns == 5
 
 
 @pytest.mark.parametrize(

@@ -4,10 +4,16 @@ from __future__ import annotations
 
 from pathlib import Path
 
+import numpy as np
 import pytest
 from taught import write_taught
 
+from lidar_semseg_ros.cli.inspect_command import inspection
 from lidar_semseg_ros.cli.main import main
+from lidar_semseg_ros.core.frame import LidarFrame
+from lidar_semseg_ros.formats.bags import BagWriter, open_bag
+from lidar_semseg_ros.formats.dataset import PSEUDO_LABEL_TOPIC
+from lidar_semseg_ros.formats.pointcloud2 import cloud_from_frame, pseudo_labelled_cloud
 
 ENDING = "/teacher/output/pointcloud/pseudo_labels"
 
@@ -44,3 +50,25 @@ def test_a_recording_without_the_class_map_of_its_teacher_is_refused_with_the_to
     with pytest.raises(SystemExit):
         main(["inspect", str(tmp_path / "plain.mcap")])
     assert "holds no pseudo-labels" in capsys.readouterr().err
+
+
+def test_an_empty_cloud_that_has_no_exact_labels_is_counted(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    write_taught(tmp_path / "a.mcap", sweeps=2)
+    with open_bag(tmp_path / "a.mcap") as bag, BagWriter(tmp_path / "b.mcap") as writer:
+        for one in bag.messages():
+            writer.write(one.topic, one.msgtype, one.log_time_ns, one.cdr(), one.topic in bag.latched)
+        empty = cloud_from_frame(LidarFrame(stamp_ns=10**9, frame_id="lidar", xyz=np.empty((0, 3), np.float32)))
+        none = np.empty(0, np.uint8)
+        writer.write_cloud(PSEUDO_LABEL_TOPIC, pseudo_labelled_cloud(empty, none, none.astype(np.float32), none))
+    found, without = inspection(tmp_path / "b.mcap"), inspection(tmp_path / "a.mcap")
+    assert (found.clouds, found.coverage) == (3, without.coverage)
+    main(["inspect", str(tmp_path / "b.mcap")])
+    assert "3 clouds" in capsys.readouterr().out
+
+
+def test_a_picture_for_a_folder_that_is_not_there_is_refused(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with pytest.raises(SystemExit) as ended:
+        main(["inspect", str(tmp_path / "a.mcap"), "--picture", str(tmp_path / "none" / "a.png")])
+    assert ended.value.code == 2 and "to write a.png to; make it first" in capsys.readouterr().err

@@ -249,6 +249,66 @@ def test_an_output_folder_that_cannot_be_made_is_an_error_in_one_line(
     assert ended.value.code == 2 and "cannot make the folder" in capsys.readouterr().err
 
 
+# --- several recordings
+
+
+@pytest.fixture
+def chosen(robot: Robot) -> list[str]:
+    return ["--classes", str(robot.table), "--class-map", "", "--masks", str(robot.folder / "masks")]
+
+
+def test_recordings_of_a_folder_that_are_labelled_already_are_left_as_they_are_and_the_others_labelled(
+    robot: Robot, chosen: list[str], capsys: pytest.CaptureFixture[str]
+) -> None:
+    bags = [robot.record(robot.folder / name) for name in ("one.mcap", "two.mcap")]
+    folder = robot.folder / "out"
+    main(["label", str(bags[0]), "-o", str(folder), *chosen])
+    before = (folder / "one.mcap").stat()
+    capsys.readouterr()
+    for more in ([], ["--workers", "2"]):
+        main(["label", *map(str, bags), "-o", str(folder), *chosen, *more])
+        said = capsys.readouterr().out
+        assert f"{bags[0]} is labelled already" in said
+        assert ("two.mcap: 10 clouds labelled" in said) != (f"{bags[1]} is labelled already" in said)
+    assert (folder / "one.mcap").stat() == before
+    assert sorted(path.name for path in folder.iterdir()) == ["one.mcap", "two.mcap"]
+
+
+def test_labels_of_a_folder_that_were_made_with_other_settings_are_not_taken_for_finished(
+    robot: Robot, chosen: list[str], capsys: pytest.CaptureFixture[str]
+) -> None:
+    bag, folder = robot.record(robot.folder / "one.mcap"), robot.folder / "out"
+    main(["label", str(bag), "-o", str(folder), *chosen])
+    with pytest.raises(SystemExit) as ended:
+        main(["label", str(bag), "-o", str(folder), *chosen, "--voting-window", "0"])
+    said = capsys.readouterr().err
+    assert ended.value.code == 2 and "out/one.mcap was begun with other settings (voting.window)" in said
+
+
+def test_what_is_done_before_a_fault_is_told_and_the_fault_names_its_recording(
+    robot: Robot, chosen: list[str], capsys: pytest.CaptureFixture[str]
+) -> None:
+    good, blind = robot.record(robot.folder / "good.mcap"), robot.folder / "blind.mcap"
+    with BagWriter(blind) as writer:
+        frame = LidarFrame(stamp_ns=1, frame_id="lidar", xyz=np.ones((5, 3), np.float32))
+        writer.write_cloud(CLOUDS, cloud_from_frame(frame))
+    with pytest.raises(SystemExit) as ended:
+        main(["label", str(good), str(blind), "-o", str(robot.folder / "out"), *chosen])
+    said = capsys.readouterr()
+    assert ended.value.code == 2 and f"error: {blind}: no camera of the recording can be used" in said.err
+    assert "good.mcap: 10 clouds labelled" in said.out
+
+
+def test_after_a_fault_processes_begin_no_further_recordings(robot: Robot, chosen: list[str]) -> None:
+    bags = [str(robot.record(robot.folder / f"{number}.mcap")) for number in range(9)]
+    with pytest.raises(SystemExit) as ended:
+        main(["label", "nowhere.mcap", *bags, "-o", str(robot.folder / "out"), *chosen, "--workers", "2"])
+    assert ended.value.code == 2
+    # Those in work at that time are finished, and the pool may have handed out one more.
+    assert len(list((robot.folder / "out").iterdir())) < 9
+    assert not list((robot.folder / "out").glob("*.part.mcap"))
+
+
 # --- images
 
 

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import contextlib
 import logging
 import sqlite3
 import struct
@@ -10,6 +11,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+import yaml
 from mcap.reader import make_reader
 from mcap.writer import CompressionType, IndexType, Writer
 from rosbags.highlevel import AnyReader
@@ -33,6 +35,7 @@ from lidar_semseg_ros.formats.bags import (
     Bag,
     BagWriter,
     cloud_topics,
+    new_recording,
     normalized_type,
     open_bag,
     topics_of_type,
@@ -908,3 +911,48 @@ def test_ros2_itself_reads_every_written_message(tmp_path: Path) -> None:
     assert read_camera_info(found["/camera_info"]).distortion.tolist() == [0, 0.1, 0.2, 0.3, 0.4]
     assert found["/odom"].pose.pose.position.z == 3.0
     assert found["/classes"].data == '{"a": 1}'
+
+
+def test_a_new_recording_has_its_name_only_when_it_is_complete(tmp_path: Path) -> None:
+    path, part = tmp_path / "new.mcap", tmp_path / "new.part.mcap"
+    with contextlib.suppress(KeyboardInterrupt), new_recording(path) as writer:
+        writer.write_json("/said", "{}", 1)
+        raise KeyboardInterrupt
+    assert part.is_file() and not path.exists()
+    with new_recording(path) as writer:
+        writer.write_json("/said", "{}", 2)
+        assert not path.exists()
+    assert not part.exists()
+    with open_bag(path) as bag:
+        assert bag.start_ns == 2
+    with (
+        pytest.raises(UserError, match=r"other.mcap is not finished: .*No space left"),
+        new_recording(tmp_path / "other.mcap"),
+    ):
+        raise OSError(28, "No space left on device")
+    for refused, said in (
+        (path, "exists already"),
+        (tmp_path / "a.bag", "are written as .mcap"),
+        (tmp_path / "b" / "a.mcap", "cannot write"),
+        (path / "a.mcap", "cannot write"),
+    ):
+        with pytest.raises(UserError, match=said), new_recording(refused):
+            pass
+
+
+def test_what_a_killed_recording_says_of_its_channels_is_read_once(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = tmp_path / "killed.mcap"
+    with BagWriter(path) as writer:
+        for second in range(1, 200):
+            writer.write_json("/said", "{}", second * SECOND)
+            writer.write_json("/heard", "{}", second * SECOND)
+    path.write_bytes(path.read_bytes()[:-200])  # without the end of its index
+    read: list[str] = []
+    safe_load = yaml.safe_load
+    monkeypatch.setattr(yaml, "safe_load", lambda text: read.append(text) or safe_load(text))
+    with open_bag(path) as bag:
+        assert bag.message_count("/said") == bag.message_count("/heard") == 199
+        assert "/said" in bag.latched
+    assert len(read) == 2

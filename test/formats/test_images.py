@@ -172,6 +172,16 @@ def test_grey_jpeg_becomes_three_equal_channels() -> None:
     np.testing.assert_allclose(pixels, 99, atol=1)
 
 
+def test_a_bayer_mosaic_that_was_compressed_as_a_grey_picture_gets_its_colours() -> None:
+    mosaic = np.tile(np.array([[200, 100], [100, 50]], np.uint8), (4, 4))
+    pixels = read_image(compressed(file_of(mosaic, "PNG"), "bayer_rggb8; png compressed ")).pixels
+    np.testing.assert_array_equal(pixels, np.broadcast_to((200, 100, 50), (8, 8, 3)))
+    # image_transport may have made colours of it first, and says so behind.
+    picture = smooth_picture()
+    said = "bayer_rggb8; png compressed bgr8"
+    np.testing.assert_array_equal(read_image(compressed(file_of(picture, "PNG"), said)).pixels, picture)
+
+
 def test_sixteen_bit_png_becomes_its_upper_eight_bits() -> None:
     picture = np.array([[0x1234, 0xFE00]], np.uint16)
     assert read_image(compressed(file_of(picture, "PNG"))).pixels.tolist() == [[[0x12] * 3, [0xFE] * 3]]

@@ -21,6 +21,11 @@ def test_images_go_with_the_scans_of_the_same_name() -> None:
     assert images_of_scans(scans, paths("i/002.png", "i/000.png")) == [Path("i/000.png"), None, Path("i/002.png")]
 
 
+def test_names_that_are_times_with_a_point_are_the_same_too() -> None:
+    scans, images = paths("100.25.bin", "100.75.pcd.bin", "101.25.PCD"), paths("101.25.png", "100.75.png", "7.png")
+    assert images_of_scans(scans, images) == [None, Path("100.75.png"), Path("101.25.png")]
+
+
 def test_images_with_names_of_their_own_go_with_the_scans_in_their_order() -> None:
     assert images_of_scans(paths("a.bin", "b.bin"), paths("x.jpg", "y.jpg")) == paths("x.jpg", "y.jpg")
 

@@ -286,6 +286,9 @@ STAMP_NS = 1_700_000_000_500_000_000
         ("timestamp", FLOAT64, [1.7000000005e18, 1.7000000006e18], [0.0, 0.1]),  # Livox
         ("timestamp", FLOAT64, [1_700_000_000.75, 0.0], [0.25, math.nan]),
         ("timestamp", FLOAT64, [math.nan, math.inf], [math.nan, math.inf]),
+        # One of garbage decides neither the unit nor whether the others are absolute.
+        ("timestamp", FLOAT64, [0.0, 0.02, 0.05, 1_700_000_005.0], [0.0, 0.02, 0.05, 1_700_000_005.0]),
+        ("timestamp", FLOAT64, [1_700_000_000.5, 1_700_000_000.55, 1e30], [0.0, 0.05, 1e30]),
     ],
 )
 def test_time_is_read_by_its_datatype_and_size(
@@ -294,7 +297,7 @@ def test_time_is_read_by_its_datatype_and_size(
     rows = [(1.0, 2.0, 3.0, value) for value in values]
     frame = read_cloud(message(rows, [*XYZ, (name, 12, datatype)], 20, stamp_ns=STAMP_NS))
     # A float64 resolves the seconds since 1970 to 0.24 µs, and their nanoseconds to 0.26 µs.
-    np.testing.assert_allclose(frame.time_s, seconds, atol=6e-7)
+    np.testing.assert_allclose(frame.time_s, seconds, atol=6e-7, rtol=1e-6)
 
 
 def test_time_in_two_integers_is_absolute() -> None:

@@ -13,7 +13,7 @@ from rosbags.typesys import Stores, get_typestore
 
 from lidar_semseg_ros.core.transform_tree import TransformTree
 from lidar_semseg_ros.formats.bags import ODOMETRY, TF, BagWriter, open_bag
-from lidar_semseg_ros.formats.poses import POSE_STAMPED, RecordedPoses, recorded_poses
+from lidar_semseg_ros.formats.poses import POSE_STAMPED, RecordedPoses, fixed_transforms, recorded_poses
 
 TYPES: dict[str, Any] = get_typestore(Stores.ROS2_JAZZY).types
 SECOND = 10**9
@@ -64,3 +64,29 @@ def test_poses_that_turn_by_no_rotation_are_left_out_with_one_warning_and_the_ot
 @pytest.mark.parametrize("kind", TOPICS)
 def test_a_recording_whose_poses_all_turn_by_no_rotation_tells_none(tmp_path: Path, kind: str) -> None:
     assert read(tmp_path / "a.mcap", kind, [NOUGHT, NOUGHT]) is None
+
+
+def test_a_transform_of_tf_static_that_is_none_is_left_out_and_the_others_hold(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    good, bad = message(TF, 2, UPRIGHT), message(TF, 3, NOUGHT)
+    bad.transforms[0].child_frame_id = "gripper"
+    with BagWriter(tmp_path / "a.mcap") as writer:
+        for told in (bad, good):
+            writer.write("/tf_static", TF, SECOND, told, latched=True)
+    with caplog.at_level(logging.WARNING), open_bag(tmp_path / "a.mcap") as bag:
+        tree = fixed_transforms(bag)
+    place = tree.lookup("odom", "lidar")
+    assert place is not None and place[0, 3] == 2.0 and tree.lookup("odom", "gripper") is None
+    assert len(caplog.messages) == 1 and "'gripper' in /tf_static is left out" in caplog.text
+
+
+def test_a_pose_that_is_nowhere_is_left_out(tmp_path: Path) -> None:
+    lost = message(POSE_STAMPED, 2, UPRIGHT)
+    lost.pose.position.y = float("nan")
+    with BagWriter(tmp_path / "a.mcap") as writer:
+        for second, told in enumerate((message(POSE_STAMPED, 1, UPRIGHT), lost), start=1):
+            writer.write("/pose", POSE_STAMPED, second * SECOND, told)
+    with open_bag(tmp_path / "a.mcap") as bag:
+        found = recorded_poses(bag, "lidar", TransformTree())
+    assert found is not None and found.stamps_ns.tolist() == [SECOND]

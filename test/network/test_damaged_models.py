@@ -183,6 +183,10 @@ DESCRIPTIONS: dict[str, tuple[Callable[[dict[str, Any]], Any], str]] = {
     "has classes that are numbers": (lambda values: values.update(classes=[1, 2, 3]), "damaged|classes"),
     "has no classes": (lambda values: values.update(classes=None), "features, not classes"),
     "has a network that is a list": (lambda values: values.update(network=[3]), "damaged"),
+    "has fewer features than its network takes": (
+        lambda values: values["inputs"]["features"].pop() and None,
+        "inputs for each point",
+    ),
     "has a wider network": (lambda values: values["network"].update(width=16), "instead of"),
     "has a deeper network": (lambda values: values["network"].update(depth=3), "missing"),
     "has an unknown network setting": (lambda values: values["network"].update(dropout=0.1), "dropout"),

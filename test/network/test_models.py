@@ -18,6 +18,7 @@ import torch
 from lidar_semseg_ros.core.classes import ClassTable
 from lidar_semseg_ros.core.errors import UserError
 from lidar_semseg_ros.core.frame import LidarFrame
+from lidar_semseg_ros.network.backends import _providers
 from lidar_semseg_ros.network.checkpoints import LAYOUTS, export_onnx, read_checkpoint
 from lidar_semseg_ros.network.inputs import InputConfig, prepare
 from lidar_semseg_ros.network.model_file import (
@@ -206,6 +207,23 @@ def test_a_wrong_model_or_device_says_what_to_do(tmp_path: Path, settings: dict,
     path = saved(tmp_path / "m.safetensors")
     with pytest.raises(UserError, match=said):
         Segmenter(SegmenterConfig(**{"model": str(path), **settings}), tmp_path)
+
+
+def test_engines_of_tensorrt_are_kept_apart_by_the_bytes_of_the_model(tmp_path: Path) -> None:
+    path, folders = tmp_path / "m.onnx", set()
+    for data in (b"one", b"two", b"one"):
+        path.write_bytes(data)
+        (_, options), *_ = _providers("tensorrt", "float32", ["TensorrtExecutionProvider"], path)
+        folders.add(options["trt_engine_cache_path"])
+    assert len(folders) == 2 and all(Path(folder).parent == tmp_path / "tensorrt_cache" for folder in folders)
+
+
+def test_the_version_is_that_of_the_weights_that_were_loaded(tmp_path: Path) -> None:
+    path = saved(tmp_path / "m.safetensors")
+    segmenter = Segmenter(SegmenterConfig(model=str(path), device="cpu"), tmp_path)
+    before = segmenter.class_map()
+    path.write_bytes(b"a training has replaced it")
+    assert segmenter.class_map() == before
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="this machine has a GPU")

@@ -157,6 +157,14 @@ def test_rows_without_return_are_no_edges_and_an_empty_sweep_has_none() -> None:
     assert len(depth_jumps(LidarFrame(stamp_ns=0, frame_id="lidar", xyz=xyz, ring=np.zeros(20, np.uint16)))[0]) == 0
 
 
+def test_a_single_return_is_no_edge() -> None:
+    xyz = np.zeros((20, 3), np.float32)
+    xyz[7] = [3, 1, 0]
+    for kept in (slice(None), slice(7, 8)):
+        frame = LidarFrame(stamp_ns=0, frame_id="lidar", xyz=xyz[kept], ring=np.arange(20, dtype=np.uint16)[kept])
+        assert len(depth_jumps(frame)[0]) == 0
+
+
 def test_an_upright_edge_is_evidence_for_jumps_to_the_side_and_fades_with_distance() -> None:
     pixels = np.zeros((480, 640, 3), np.uint8)
     pixels[:, 300:] = 200

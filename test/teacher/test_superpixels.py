@@ -137,6 +137,21 @@ def test_things_keep_their_segment_from_sweep_to_sweep_and_sides_have_none() -> 
         assert set(ids) == {-1, *np.concatenate(segments).tolist()}
 
 
+def test_a_stray_point_far_away_has_no_segment_and_the_others_keep_theirs() -> None:
+    pytest.importorskip("sklearn", reason="scikit-learn is not installed (extra [teacher])")
+    frames, trajectory, base_from_lidar, _ = sweeps(2)
+    stray = np.float32([[2e5, 0, 0]])
+    strayed = [
+        LidarFrame(stamp_ns=frame.stamp_ns, frame_id="lidar", xyz=np.concatenate([frame.xyz, stray]))
+        for frame in frames
+    ]
+    plain, beside = (
+        segments_of_sweeps(some, base_from_lidar, trajectory, SegmentConfig(), np.random.default_rng(5))
+        for some in (frames, strayed)
+    )
+    assert all(b.tolist() == [*a.tolist(), -1] for a, b in zip(plain, beside))
+
+
 def test_the_same_seed_gives_the_same_segments() -> None:
     pytest.importorskip("sklearn", reason="scikit-learn is not installed (extra [teacher])")
     frames, trajectory, base_from_lidar, _ = sweeps(2)

@@ -7,7 +7,6 @@ import numpy as np
 import pytest
 
 from lidar_semseg_ros.core.camera import PinholeCamera
-from lidar_semseg_ros.core.errors import UserError
 from lidar_semseg_ros.core.frame import UNLABELLED, LidarFrame
 from lidar_semseg_ros.core.geometry import OPTICAL_FROM_BODY, rigid, rotation_from_rpy
 from lidar_semseg_ros.teacher.lifting import LiftingConfig, Sighting, Trajectory
@@ -175,9 +174,36 @@ def test_points_of_one_cube_share_a_key_and_others_do_not() -> None:
     assert key[0] == key[1] and len({*key.tolist()}) == 4 and key[4] == -1
 
 
-def test_a_place_that_is_too_far_away_is_refused() -> None:
-    with pytest.raises(UserError, match="more than 104858 m away"):
-        voxel_keys(np.float32([[2e5, 0, 0]]), 0.1)
+def test_a_point_that_is_too_far_away_to_be_a_place_has_no_key_and_the_others_keep_theirs() -> None:
+    near = np.float32([[0.01, 0.01, 0.01], [104_000, -104_000, 3]])
+    far = np.float32([[2e5, 0, 0], [0, -2e5, 0], [0, 0, 3e38], [np.inf, 0, 0]])
+    key = voxel_keys(np.concatenate([near, far]), 0.1)
+    assert key[2:].tolist() == [-1] * 4
+    assert key[:2].tolist() == voxel_keys(near, 0.1).tolist() and (key[:2] >= 0).all()
+
+
+def test_votes_for_a_point_without_a_place_are_not_remembered() -> None:
+    memory = remembered(votes((0, 1, 0.5, 1.0), (1, 1, 0.7, 0.5), (2, 4, 0.3, 0.2)), np.array([-1, 7, -1]))
+    assert memory.key.tolist() == [7] and memory.weight == pytest.approx([0.7])
+    (found,) = recalled([memory], np.array([-1, -1, 7]))
+    assert found.row.tolist() == [2]
+    assert len(remembered(votes((0, 1, 0.5, 1.0)), np.array([-1])).key) == 0
+
+
+def test_one_stray_point_far_away_changes_no_label_of_a_drive() -> None:
+    def labels_of(stray: np.ndarray) -> list[np.ndarray]:
+        window = VotingWindow(LiftingConfig(), VotingConfig())
+        found = []
+        for stamp_s in (0.0, 1.0):
+            frame = room(stamp_s)[0]
+            xyz = np.concatenate([frame.xyz, stray])
+            seen = LidarFrame(stamp_ns=frame.stamp_ns, frame_id="lidar", xyz=xyz)
+            found.append(window.label(seen, np.eye(4), [view_of(stamp_s, 2)], turned(0.0, 0.0)).class_id)
+        return found
+
+    plain, strayed = (labels_of(stray) for stray in (np.empty((0, 3), np.float32), np.float32([[-2e5, 0, 0]])))
+    for without, beside in zip(plain, strayed):
+        assert (without == 2).any() and beside.tolist() == [*without.tolist(), UNLABELLED]
 
 
 def test_a_cube_has_the_same_key_from_whichever_corner_it_is_seen() -> None:

@@ -55,5 +55,12 @@ def test_the_scale_has_round_numbers(longest: float, expected: list[float]) -> N
     assert ticks(longest) == pytest.approx(expected)
 
 
+def test_a_figure_that_is_no_number_has_no_bar_and_leaves_the_others_as_they_are() -> None:
+    known = Bar(row="a", column="", mean=4.0, deviation=1.0)
+    alone = bars("", "", [known])
+    both = bars("", "", [known, Bar(row="b", column="", mean=float("nan"), deviation=0.0)])
+    assert (both[: TOP + LINE] == alone[: TOP + LINE]).all()
+
+
 def test_nothing_to_draw_is_a_picture_without_bars() -> None:
     assert bars("none", "", []).shape[2] == 3
