@@ -6,6 +6,7 @@ import argparse
 import importlib
 import logging
 import sys
+from concurrent.futures import BrokenExecutor
 from typing import Any
 
 from lidar_semseg_ros.core.errors import UserError, missing_package
@@ -51,6 +52,9 @@ def main(argv: list[str] | None = None) -> None:
         _end(missing_package(error))
     except UserError as error:
         _end(error)
+    except BrokenExecutor:
+        what = "a process of this command was ended from outside, perhaps because memory ran out"
+        _end(UserError(f"{what}; with fewer --workers, the same command goes on where it stopped"))
     except KeyboardInterrupt:
         sys.exit(130)
 

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import importlib.util
 import json
+import os
+from concurrent.futures import ProcessPoolExecutor
 from pathlib import Path
 
 import numpy as np
@@ -12,6 +14,7 @@ import yaml
 
 pytest.importorskip("torch", reason="PyTorch is not installed")
 
+from lidar_semseg_ros.cli import info_command
 from lidar_semseg_ros.cli.main import main
 from lidar_semseg_ros.core.frame import LidarFrame
 from lidar_semseg_ros.formats.bags import BagWriter, cloud_topics, open_bag
@@ -270,3 +273,17 @@ def test_what_ends_in_its_midst_is_not_taken_for_a_whole_recording_and_is_made_a
     with open_bag(output) as out:
         assert [out.message_count(topic) for topic in cloud_topics(out)] == [3]
     assert not list(tmp_path.glob("*.part.mcap"))
+
+
+def test_a_process_that_is_ended_from_outside_is_an_error_in_one_line(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def lose_a_process(_: object) -> None:
+        with ProcessPoolExecutor(1) as pool:
+            pool.submit(os._exit, 9).result()
+
+    monkeypatch.setattr(info_command, "run", lose_a_process)
+    with pytest.raises(SystemExit) as ended:
+        main(["info", "any.mcap"])
+    said = capsys.readouterr().err
+    assert ended.value.code == 2 and said.count("\n") == 1 and "ended from outside" in said
