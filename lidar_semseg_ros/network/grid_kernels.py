@@ -11,7 +11,8 @@ from collections.abc import Callable
 from typing import Any, TypeVar
 
 import numpy as np
-from numba import njit
+
+from lidar_semseg_ros.network import machine_code
 
 F = TypeVar("F", bound=Callable[..., Any])
 
@@ -20,13 +21,8 @@ FAST = {"contract", "reassoc", "nsz"}
 
 
 def compiled(function: F) -> F:
-    """Compile, and keep the machine code where there is a folder to write to."""
-    kept: Any
-    try:
-        kept = njit(cache=True, nogil=True, error_model="numpy", fastmath=FAST)(function)
-    except RuntimeError:  # no folder: neither beside this file nor in the user's cache
-        kept = njit(nogil=True, error_model="numpy", fastmath=FAST)(function)
-    return kept
+    """Compile, with sums as FAST says."""
+    return machine_code.compiled(function, FAST)
 
 
 @compiled

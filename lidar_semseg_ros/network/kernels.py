@@ -7,13 +7,12 @@ result on disk; every function runs without the interpreter's lock.
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from typing import Any, TypeAlias, TypeVar
+from typing import TypeAlias
 
 import numpy as np
-from numba import njit
 
-F = TypeVar("F", bound=Callable[..., Any])
+from lidar_semseg_ros.network.machine_code import compiled
+
 Integer: TypeAlias = int | np.integer
 Cell: TypeAlias = tuple[Integer, Integer, Integer]
 
@@ -24,16 +23,6 @@ SPARE = 4
 """So many more than wanted may lie below a threshold: to drop the farthest of these few is quicker than to move it."""
 NO_CELL = np.uint64(2**64 - 1)
 """Marks a free place in a table of cells; Morton codes have 63 bits."""
-
-
-def compiled(function: F) -> F:
-    """Compile, and keep the machine code where there is a folder to write to."""
-    kept: Any
-    try:
-        kept = njit(cache=True, nogil=True, error_model="numpy")(function)
-    except RuntimeError:  # no folder: neither beside this file nor in the user's cache
-        kept = njit(nogil=True, error_model="numpy")(function)
-    return kept
 
 
 @compiled

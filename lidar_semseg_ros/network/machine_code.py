@@ -1,0 +1,48 @@
+"""Compiled functions whose machine code is kept on disk, also where the disk is full or what is kept is damaged."""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+from collections.abc import Callable, Collection
+from typing import Any, TypeVar
+
+from numba import njit
+from numba.core.caching import FunctionCache
+
+F = TypeVar("F", bound=Callable[..., Any])
+
+logger = logging.getLogger(__name__)
+
+
+def compiled(function: F, fastmath: Collection[str] = ()) -> F:
+    """Compile on the first call, without the interpreter's lock, and keep the machine code where there is a folder.
+
+    fastmath: what sums and products may do for speed, in LLVM's words.
+    """
+    kept: Any = njit(nogil=True, error_model="numpy", fastmath=set(fastmath))(function)
+    # As njit(cache=True) does; no folder, neither beside the source nor in the user's cache, is a RuntimeError.
+    with contextlib.suppress(RuntimeError):
+        kept._cache = _MendingCache(function)
+    return kept
+
+
+class _MendingCache(FunctionCache):
+    """Numba's cache, whose faults cost time and no more: a power cut leaves empty files, and a disk may be full."""
+
+    def load_overload(self, sig: Any, target_context: Any) -> Any:
+        """Give what is kept for a signature; None, and a cache that is empty, if it cannot be read."""
+        try:
+            return super().load_overload(sig, target_context)
+        except Exception as error:  # pickle raises whatever the damage makes of the bytes
+            logger.warning("compiled code in %s is damaged and made anew: %r", self.cache_path, error)
+        with contextlib.suppress(OSError):
+            self.flush()
+        return None
+
+    def save_overload(self, sig: Any, data: Any) -> None:
+        """Keep what was compiled for a signature, if it can be written."""
+        try:
+            super().save_overload(sig, data)
+        except OSError as error:
+            logger.warning("compiled code cannot be kept in %s, so every start compiles: %s", self.cache_path, error)

@@ -1,0 +1,78 @@
+"""Compiled code that is kept on disk."""
+
+from __future__ import annotations
+
+import importlib.util
+import logging
+from pathlib import Path
+from types import ModuleType
+
+import pytest
+
+SOURCE = """
+from lidar_semseg_ros.network.machine_code import compiled
+
+@compiled
+def doubled(number):
+    return 2 * number
+"""
+
+
+def loaded(folder: Path) -> ModuleType:
+    """Load the module anew, as another process does."""
+    path = folder / "kernel.py"
+    if not path.exists():
+        path.write_text(SOURCE)
+    spec = importlib.util.spec_from_file_location("kernel", path)
+    assert spec is not None and spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+@pytest.fixture
+def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    monkeypatch.setattr("numba.core.config.CACHE_DIR", str(tmp_path / "cache"))
+    return tmp_path
+
+
+def hits(module: ModuleType) -> int:
+    return sum(module.doubled.stats.cache_hits.values())
+
+
+def kept(folder: Path, ending: str) -> list[Path]:
+    return [*(folder / "cache").rglob(f"*{ending}")]
+
+
+def test_what_one_process_compiled_the_next_one_loads(folder: Path) -> None:
+    first = loaded(folder)
+    assert first.doubled(21) == 42 and hits(first) == 0 and len(kept(folder, ".nbc")) == 1
+    second = loaded(folder)
+    assert second.doubled(21) == 42 and hits(second) == 1
+
+
+@pytest.mark.parametrize("ending", [".nbi", ".nbc"])
+@pytest.mark.parametrize("left", [b"", b"\x80\x04broken"])
+def test_files_that_a_power_cut_emptied_are_made_anew_with_a_warning(
+    folder: Path, caplog: pytest.LogCaptureFixture, ending: str, left: bytes
+) -> None:
+    loaded(folder).doubled(1)
+    for file in kept(folder, ending):
+        file.write_bytes(left)
+    with caplog.at_level(logging.WARNING):
+        assert loaded(folder).doubled(21) == 42
+    assert len(caplog.messages) == 1 and "is damaged and made anew" in caplog.text
+    third = loaded(folder)
+    assert third.doubled(21) == 42 and hits(third) == 1
+
+
+def test_where_nothing_can_be_written_it_computes_all_the_same(
+    folder: Path, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def full(*_: object) -> None:
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr("numba.core.caching.IndexDataCacheFile.save", full)
+    with caplog.at_level(logging.WARNING):
+        assert loaded(folder).doubled(21) == 42
+    assert "No space left on device" in caplog.text
