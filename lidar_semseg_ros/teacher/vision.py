@@ -45,7 +45,7 @@ class VisionConfig:
     device: str = setting("auto", "auto (a GPU if there is one), cpu, cuda or cuda:N")
     precision: str = setting("float32", "arithmetic of the model; its outputs are always float32", choices=PRECISIONS)
     compile: bool = setting(
-        False, "have torch.compile make the model faster: a minute at the first image of a size, not kept for later"
+        False, "have torch.compile make the model faster: at the first image of a size that takes a minute or more"
     )
     scores_px: int = setting(640, "longer side of the grid of pixel labels; 0 labels every pixel", minimum=0)
     features_px: int = setting(448, "shorter side that an image is resized to for patch features", minimum=14)
