@@ -16,7 +16,7 @@ from lidar_semseg_ros.cli.segment_command import CLASS_MAP_TOPIC, SEGMENTATION_T
 from lidar_semseg_ros.core.classes import ClassTable
 from lidar_semseg_ros.core.errors import UserError
 from lidar_semseg_ros.core.metrics import confusion_matrix, iou_per_class, mean_iou, overall_accuracy
-from lidar_semseg_ros.formats.bags import Bag, open_bag
+from lidar_semseg_ros.formats.bags import Bag, header_stamp_ns, open_bag
 from lidar_semseg_ros.formats.dataset import exact_labels
 from lidar_semseg_ros.formats.pointcloud2 import CloudContent, cloud_content, column
 from lidar_semseg_ros.network.segmenter import DROP_CAUSES, STAGES
@@ -69,9 +69,9 @@ def read_arrival(path: Path, topic: str) -> Arrival:
             message = recorded.message()
             if recorded.topic == topic:
                 # The header is read, not the layout: what the segmenter calls invalid was sent all the same.
-                arrival.sent_ns[_stamp_ns(message)] = recorded.log_time_ns
+                arrival.sent_ns[header_stamp_ns(message)] = recorded.log_time_ns
             elif recorded.topic == SEGMENTATION_TOPIC:
-                arrival.labelled_ns[_stamp_ns(message)] = recorded.log_time_ns
+                arrival.labelled_ns[header_stamp_ns(message)] = recorded.log_time_ns
             elif recorded.topic in stages:
                 arrival.durations_ms[stages[recorded.topic]].append(message.data)
             else:
@@ -79,10 +79,6 @@ def read_arrival(path: Path, topic: str) -> Arrival:
                 if "received" in values:
                     arrival.counts = {key: int(value) for key, value in values.items() if value.isdigit()}
     return arrival
-
-
-def _stamp_ns(message: Any) -> int:
-    return int(message.header.stamp.sec) * 10**9 + int(message.header.stamp.nanosec)
 
 
 def account(bag: Bag, topic: str, arrival: Arrival) -> dict[str, Any]:
@@ -93,8 +89,8 @@ def account(bag: Bag, topic: str, arrival: Arrival) -> dict[str, Any]:
     changed = 0
     questions = (recorded.message() for recorded in bag.messages([topic]))
     for answer in arrival.answers():
-        # Answers come in the order of the questions; one whose stamp was changed answers none.
-        question = next((one for one in questions if _stamp_ns(one) == answer.stamp_ns), None)
+        # Answers come in the order of the questions; from one whose stamp was changed on, none finds its question.
+        question = next((one for one in questions if header_stamp_ns(one) == answer.stamp_ns), None)
         changed += question is None or not same_points(cloud_content(question), answer)
         if answer.stamp_ns in truth:
             confusion += confusion_matrix(truth[answer.stamp_ns], column(answer, "class_id"), classes)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any
 
 import numpy as np
 
@@ -12,7 +11,7 @@ from lidar_semseg_ros.core.errors import UserError
 from lidar_semseg_ros.core.frame import UNLABELLED, CameraImage, LidarFrame
 from lidar_semseg_ros.core.geometry import transform_points
 from lidar_semseg_ros.core.pairing import KEPT_S
-from lidar_semseg_ros.formats.bags import Bag, Span
+from lidar_semseg_ros.formats.bags import Bag, Span, header_stamp_ns
 from lidar_semseg_ros.formats.dataset import exact_labels
 from lidar_semseg_ros.formats.images import read_image
 from lidar_semseg_ros.formats.pointcloud2 import CloudContent, column, read_cloud
@@ -107,16 +106,12 @@ def _over_image(bag: Bag, topic: str, frame: LidarFrame, color: np.ndarray) -> n
 def _nearest_image(bag: Bag, cloud_topic: str, image_topic: str, stamp_ns: int) -> CameraImage | None:
     """Read the image nearest to a cloud of the recording among those that were logged about when it was."""
     clouds = bag.messages([cloud_topic])
-    logged_ns = next((one.log_time_ns for one in clouds if _stamp_ns(one.message()) == stamp_ns), None)
+    logged_ns = next((one.log_time_ns for one in clouds if header_stamp_ns(one.message()) == stamp_ns), None)
     if logged_ns is None:
         return None
     about = Span(logged_ns - MAX_DELAY_NS, logged_ns + MAX_DELAY_NS)
     messages = (recorded.message() for recorded in bag.messages([image_topic], about))
-    nearest = min(messages, key=lambda message: abs(_stamp_ns(message) - stamp_ns), default=None)
-    if nearest is None or abs(_stamp_ns(nearest) - stamp_ns) > MAX_PAIR_DIFFERENCE_S * 1e9:
+    nearest = min(messages, key=lambda message: abs(header_stamp_ns(message) - stamp_ns), default=None)
+    if nearest is None or abs(header_stamp_ns(nearest) - stamp_ns) > MAX_PAIR_DIFFERENCE_S * 1e9:
         return None
     return read_image(nearest)
-
-
-def _stamp_ns(message: Any) -> int:
-    return int(message.header.stamp.sec) * 10**9 + int(message.header.stamp.nanosec)

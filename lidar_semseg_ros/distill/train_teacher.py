@@ -149,7 +149,7 @@ def train_teacher(
     """
     torch.manual_seed(config.seed)
     device = "cuda" if torch.cuda.is_available() else "cpu"
-    # Channels last, with which the convolutions of so few channels take half of the time on a CPU.
+    # Channels last, which spares a fifth of a step on a CPU.
     model = model.to(device, memory_format=torch.channels_last).train()
     optimiser = torch.optim.AdamW(model.parameters(), lr=config.learning_rate, weight_decay=0.01)
     schedule = LambdaLR(optimiser, lambda step: warmup_cosine(step, config.warmup, config.steps))

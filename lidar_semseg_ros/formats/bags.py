@@ -93,6 +93,11 @@ class _Codec(Protocol):
         """Make what a ROS 2 publisher sends."""
 
 
+def header_stamp_ns(message: Any) -> int:
+    """Tell the stamp in the header of a message, in nanoseconds."""
+    return int(message.header.stamp.sec) * 10**9 + int(message.header.stamp.nanosec)
+
+
 @dataclass(frozen=True)
 class BagMessage:
     """One recorded message, still in the bytes of its bag; Livox's own clouds are given as PointCloud2."""

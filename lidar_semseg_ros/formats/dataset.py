@@ -13,7 +13,7 @@ from lidar_semseg_ros.core.camera import Camera, camera_of_model
 from lidar_semseg_ros.core.classes import ClassTable
 from lidar_semseg_ros.core.errors import UserError
 from lidar_semseg_ros.core.frame import LidarFrame
-from lidar_semseg_ros.formats.bags import Bag, cloud_topics
+from lidar_semseg_ros.formats.bags import Bag, cloud_topics, header_stamp_ns
 from lidar_semseg_ros.formats.calibration import LidarCalibration
 from lidar_semseg_ros.formats.pointcloud2 import cloud_content, column, read_cloud
 from lidar_semseg_ros.formats.rig import RecordedCamera, Rig
@@ -56,7 +56,7 @@ def exact_labels(bag: Bag) -> dict[int, np.ndarray]:
     if LABEL_TOPIC in bag.topics:
         for recorded in bag.messages([LABEL_TOPIC]):
             image = recorded.message()
-            stamp_ns = image.header.stamp.sec * 10**9 + image.header.stamp.nanosec
+            stamp_ns = header_stamp_ns(image)
             labels[stamp_ns] = np.frombuffer(bytes(image.data), np.uint8)
     return labels
 

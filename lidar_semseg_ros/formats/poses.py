@@ -12,7 +12,7 @@ import numpy as np
 from lidar_semseg_ros.core.errors import UserError
 from lidar_semseg_ros.core.geometry import rigid, rotation_from_quaternion
 from lidar_semseg_ros.core.transform_tree import TransformTree
-from lidar_semseg_ros.formats.bags import ODOMETRY, Bag, topics_of_type
+from lidar_semseg_ros.formats.bags import ODOMETRY, Bag, header_stamp_ns, topics_of_type
 
 _logger = logging.getLogger(__name__)
 
@@ -73,7 +73,7 @@ def recorded_poses(bag: Bag, sensor_frame: str, tree: TransformTree, topic: str 
 
 def pose_of_message(message: Any) -> tuple[int, np.ndarray]:
     """Read an Odometry or a PoseStamped: stamp in nanoseconds, and pose (4, 4); UserError if it is none."""
-    return _stamp_ns(message), _matrix(*_place(message))
+    return header_stamp_ns(message), _matrix(*_place(message))
 
 
 def matrix_of_transform(transform: Any) -> np.ndarray:
@@ -91,10 +91,6 @@ def _matrix(position: Any, rotation: Any) -> np.ndarray:
     return rigid(rotation_from_quaternion(xyzw), xyz)
 
 
-def _stamp_ns(message: Any) -> int:
-    return int(message.header.stamp.sec) * 10**9 + int(message.header.stamp.nanosec)
-
-
 def _place(message: Any) -> tuple[Any, Any]:
     pose = message.pose.pose if hasattr(message.pose, "pose") else message.pose
     return pose.position, pose.orientation
@@ -107,7 +103,7 @@ _Told = tuple[int, tuple[Any, Any]]
 def _of_topic(bag: Bag, topic: str) -> Iterator[_Told]:
     for recorded in bag.messages([topic]):
         message = recorded.message()
-        yield _stamp_ns(message), _place(message)
+        yield header_stamp_ns(message), _place(message)
 
 
 def _of_tf(bag: Bag, base: str) -> Iterator[_Told]:
@@ -116,7 +112,7 @@ def _of_tf(bag: Bag, base: str) -> Iterator[_Told]:
     for recorded in bag.messages(["/tf"]):
         for stamped in recorded.message().transforms:
             if stamped.child_frame_id.lstrip("/") == base:
-                yield _stamp_ns(stamped), (stamped.transform.translation, stamped.transform.rotation)
+                yield header_stamp_ns(stamped), (stamped.transform.translation, stamped.transform.rotation)
 
 
 def _base_frame(bag: Bag, topic: str) -> str:
