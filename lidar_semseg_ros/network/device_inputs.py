@@ -21,9 +21,10 @@ from torch.nn import functional as F
 
 from lidar_semseg_ros.network import triton_kernels
 from lidar_semseg_ros.network.inputs import AXES, FOV_MARGIN_M, PLANE_AXES, InputConfig
-from lidar_semseg_ros.network.voxels import NEAREST_LEVEL, NEIGHBOUR_LEVEL
 
 NO_KEY = 2**63 - 1
+NEAREST_LEVEL, NEIGHBOUR_LEVEL = 1, 2
+"""Searching begins in cells of 2 voxels along each axis for the nearest point and of 4 for the neighbours."""
 
 
 class DeviceCells(NamedTuple):

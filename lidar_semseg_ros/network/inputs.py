@@ -237,7 +237,7 @@ def plane_of_cells(cell: np.ndarray, shape: tuple[int, ...]) -> CroppedPlane:
     weight = np.divide(1.0, count + 1e-6, out=np.zeros(len(count)), where=count > 0).astype(np.float32)
     return CroppedPlane(
         cell=cell,
-        order=sorted_order(cell.astype(np.uint64)).astype(np.int64),
+        order=sorted_order(cell).astype(np.int64),
         start=np.cumsum(count[occupied]) - count[occupied],
         occupied=occupied,
         weight=weight.reshape(shape),

@@ -1,8 +1,9 @@
-"""Compiled loops over points: voxels, exact neighbours and nearest points, by sorting along a Morton curve.
+"""Compiled loops over points: voxels, exact neighbours and nearest points, by grids whose cells are sorted.
 
-A Morton code interleaves the bits of a voxel's x, y and z. Sorted by it, the points of a cell of 2^l voxels lie one
-behind the other for every l, so that one sort serves grids of all sizes. numba compiles on the first call and keeps the
-result on disk; every function runs without the interpreter's lock.
+Cells are numbered row by row, x slowest and z fastest, with one more along y and z than any point lies in. In a list of
+the occupied ones, sorted by number, a cell and those above and below it are then one run, so that a cell's 27
+neighbours are 9 runs; and from one cell of the list to the next, each of these only moves forward. numba compiles on
+the first call and keeps the result on disk; every function runs without the interpreter's lock.
 """
 
 from __future__ import annotations
@@ -14,38 +15,36 @@ import numpy as np
 from lidar_semseg_ros.network.machine_code import compiled
 
 Integer: TypeAlias = int | np.integer
-Cell: TypeAlias = tuple[Integer, Integer, Integer]
 
 RADIX_BITS = 11
 LANES = 16
 """Candidates are filled up to a multiple of this many, so that vectorised loops over them leave no rest."""
 SPARE = 4
 """So many more than wanted may lie below a threshold: to drop the farthest of these few is quicker than to move it."""
-NO_CELL = np.uint64(2**64 - 1)
-"""Marks a free place in a table of cells; Morton codes have 63 bits."""
+LAST = np.int64(2**63 - 1)
+"""Ends a list of cells."""
+UNSETTLED = -2
 
 
 @compiled
-def spread(number: Integer) -> Integer:
-    """Put two zero bits between the 21 bits of a number."""
-    bits = np.uint64(number) & np.uint64(0x1FFFFF)
-    bits = (bits | (bits << np.uint64(32))) & np.uint64(0x1F00000000FFFF)
-    bits = (bits | (bits << np.uint64(16))) & np.uint64(0x1F0000FF0000FF)
-    bits = (bits | (bits << np.uint64(8))) & np.uint64(0x100F00F00F00F00F)
-    bits = (bits | (bits << np.uint64(4))) & np.uint64(0x10C30C30C30C30C3)
-    return (bits | (bits << np.uint64(2))) & np.uint64(0x1249249249249249)
-
-
-@compiled
-def voxel_codes(xyz: np.ndarray, low: np.ndarray, voxel_size_m: np.float32) -> tuple[np.ndarray, np.ndarray]:
-    """Compute voxels (N, 3) int32 and their Morton codes (N,) uint64; truncated in float32, as published."""
-    voxel = np.empty((len(xyz), 3), np.int32)
-    code = np.empty(len(xyz), np.uint64)
+def voxels_of(xyz: np.ndarray, low: np.ndarray, voxel_size_m: np.float32) -> tuple[np.ndarray, np.ndarray]:
+    """Compute voxels (N, 3) int32, truncated in float32 as published, and the largest number along each axis, (3,)."""
+    voxel, highest = np.empty((len(xyz), 3), np.int32), np.zeros(3, np.int64)
     for i in range(len(xyz)):
         for axis in range(3):
             voxel[i, axis] = np.int32((xyz[i, axis] - low[axis]) / voxel_size_m)
-        code[i] = spread(voxel[i, 0]) | spread(voxel[i, 1]) << np.uint64(1) | spread(voxel[i, 2]) << np.uint64(2)
-    return voxel, code
+            highest[axis] = max(highest[axis], voxel[i, axis])
+    return voxel, highest
+
+
+@compiled
+def cell_numbers(voxel: np.ndarray, level: int, along_x: int, along_y: int) -> np.ndarray:
+    """Compute x · along_x + y · along_y + z of the cells of 2^level voxels an axis in which voxels (N, 3) lie."""
+    number = np.empty(len(voxel), np.int64)
+    for i in range(len(voxel)):
+        x, y, z = np.int64(voxel[i, 0]) >> level, np.int64(voxel[i, 1]) >> level, np.int64(voxel[i, 2]) >> level
+        number[i] = x * along_x + y * along_y + z
+    return number
 
 
 @compiled
@@ -72,50 +71,40 @@ def highest_of_rows(values: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
 
 
 @compiled
-def sorted_order(code: np.ndarray) -> np.ndarray:
-    """Sort stably by radix: the order (N,) int32 of codes (N,) uint64."""
-    largest = np.uint64(0)
-    for one in code:
+def sorted_order(number: np.ndarray) -> np.ndarray:
+    """Sort stably by radix: the order (N,) int32 of numbers (N,) int64 that are not negative."""
+    largest = np.int64(0)
+    for one in number:
         largest = max(largest, one)
-    order = np.arange(len(code)).astype(np.int32)
+    order = np.arange(len(number)).astype(np.int32)
     other = np.empty_like(order)
-    mask = np.uint64(2**RADIX_BITS - 1)
-    shift = np.uint64(0)
-    while shift < 64 and largest >> shift > 0:
+    mask, shift = np.int64(2**RADIX_BITS - 1), np.int64(0)
+    while shift < 63 and largest >> shift > 0:
         place = np.zeros(2**RADIX_BITS + 1, np.int64)
-        for one in code:
-            place[np.int64(one >> shift & mask) + 1] += 1
+        for one in number:
+            place[(one >> shift & mask) + 1] += 1
         place = np.cumsum(place)
         for i in order:
-            bucket = np.int64(code[i] >> shift & mask)
+            bucket = number[i] >> shift & mask
             other[place[bucket]] = i
             place[bucket] += 1
         order, other = other, order
-        shift += np.uint64(RADIX_BITS)
+        shift += RADIX_BITS
     return order
 
 
 @compiled
-def runs_of_equal(sorted_code: np.ndarray, shift: int) -> np.ndarray:
-    """Find where each new value of code >> shift begins, and the end: (R + 1,) int64."""
-    starts = np.empty(len(sorted_code) + 1, np.int64)
+def runs_of_equal(number: np.ndarray, order: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """List the R different numbers in their order, and LAST, (R + 1,), and where each begins, and the end, (R + 1,)."""
+    numbers, starts = np.empty(len(order) + 1, np.int64), np.empty(len(order) + 1, np.int64)
     count = 0
-    for i in range(len(sorted_code)):
-        if i == 0 or sorted_code[i] >> np.uint64(shift) != sorted_code[i - 1] >> np.uint64(shift):
-            starts[count] = i
+    for i in range(len(order)):
+        one = number[order[i]]
+        if count == 0 or one != numbers[count - 1]:
+            numbers[count], starts[count] = one, i
             count += 1
-    starts[count] = len(sorted_code)
-    return starts[: count + 1]
-
-
-@compiled
-def place_of(key: Integer, table: np.ndarray) -> Integer:
-    """Find the place of a cell in a table of a power of two, or the free one where it would go."""
-    mask = len(table) - 1
-    place = np.int64(key * np.uint64(0x9E3779B97F4A7C15) >> np.uint64(32)) & mask
-    while table[place] != key and table[place] != NO_CELL:
-        place = (place + 1) & mask
-    return place
+    numbers[count], starts[count] = LAST, len(order)
+    return numbers[: count + 1].copy(), starts[: count + 1].copy()
 
 
 @compiled
@@ -129,61 +118,80 @@ def inside_box(xyz: np.ndarray, low: np.ndarray, high: np.ndarray) -> np.ndarray
 
 
 @compiled
-def cell_tables(sorted_code: np.ndarray, first_level: int, levels: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Note for each level every occupied cell and where its points begin and end.
+def by_axis(xyz: np.ndarray, order: np.ndarray) -> np.ndarray:
+    """Bring points (N, 3) float32 into an order, as (3, N) float64."""
+    points_3N = np.empty((3, len(order)))
+    for i in range(len(order)):
+        for axis in range(3):
+            points_3N[axis, i] = xyz[order[i], axis]
+    return points_3N
 
-    Gives keys (S,), spans (S, 2), and where the table of each level begins in them, (L + 1,). Small tables, for what a
-    search reads should stay in a core's cache.
-    """
-    starts_of_level = [runs_of_equal(sorted_code, 3 * (first_level + level)) for level in range(levels)]
-    begin = np.zeros(levels + 1, np.int64)
-    for level in range(levels):
-        size = 16
-        while size < 2 * len(starts_of_level[level]):
-            size *= 2
-        begin[level + 1] = begin[level] + size
-    keys = np.full(begin[levels], NO_CELL, np.uint64)
-    spans = np.zeros((begin[levels], 2), np.int32)
-    for level in range(levels):
-        starts, table = starts_of_level[level], keys[begin[level] : begin[level + 1]]
-        for run in range(len(starts) - 1):
-            key = sorted_code[starts[run]] >> np.uint64(3 * (first_level + level))
-            place = place_of(key, table)
-            table[place] = key
-            spans[begin[level] + place, 0], spans[begin[level] + place, 1] = starts[run], starts[run + 1]
-    return keys, spans, begin
+
+@compiled
+def columns_before(number: Integer, along_x: int, along_y: int, numbers: np.ndarray) -> np.ndarray:
+    """Find where the 9 runs of a cell and its neighbours begin in a list of cells: (9,)."""
+    at = np.empty(9, np.int64)
+    for column in range(9):
+        first = number + (column // 3 - 1) * along_x + (column % 3 - 1) * along_y - 1
+        at[column] = np.searchsorted(numbers, first)
+    return at
+
+
+@compiled
+def any_open(answers: np.ndarray, rows: np.ndarray) -> bool:
+    """Tell whether the answer to one of some rows is not settled."""
+    count = 0
+    for row in rows:
+        count += answers[row] == UNSETTLED
+    return count > 0
+
+
+@compiled
+def most_candidates(starts: np.ndarray) -> int:
+    """Tell how many points a cell and its 26 neighbours hold at most, and those that fill them up."""
+    most = np.int64(0)
+    for cell in range(len(starts) - 1):
+        most = max(most, starts[cell + 1] - starts[cell])
+    return filled_up(min(27 * most, starts[-1]))
 
 
 @compiled
 def gather(
-    cell: Cell,
-    keys: np.ndarray,
-    spans: np.ndarray,
-    points: np.ndarray,
+    number: Integer,
+    along_x: int,
+    along_y: int,
+    numbers: np.ndarray,
+    starts: np.ndarray,
+    at: np.ndarray,
+    points_3M: np.ndarray,
     x: np.ndarray,
     y: np.ndarray,
     z: np.ndarray,
     rows: np.ndarray,
 ) -> int:
-    """Copy the points (M, 3) of a cell and its 26 neighbours, the cell's own first, into x, y, z, rows; how many.
+    """Copy the points (3, M) of a cell and its 26 neighbours into x, y, z, rows; how many there are.
 
-    After them, points that are infinitely far fill x, y and z up to a multiple of LANES.
+    Those of the cell's own column come first. at: (9,), where each run began for an earlier cell, or before that. After
+    the points, others that are infinitely far fill x, y and z up to a multiple of LANES.
     """
-    along_x = spread(cell[0] - 1), spread(cell[0]), spread(cell[0] + 1)
-    along_y = spread(cell[1] - 1), spread(cell[1]), spread(cell[1] + 1)
-    along_z = spread(cell[2] - 1), spread(cell[2]), spread(cell[2] + 1)
     found = 0
-    for step in range(27):
-        neighbour = 13 if step == 0 else step - 1 if step <= 13 else step
-        dx, dy, dz = neighbour // 9, neighbour // 3 % 3, neighbour % 3
-        if cell[0] + dx < 1 or cell[1] + dy < 1 or cell[2] + dz < 1:
-            continue
-        place = place_of(along_x[dx] | along_y[dy] << np.uint64(1) | along_z[dz] << np.uint64(2), keys)
-        if keys[place] == NO_CELL:
-            continue
-        for row in range(spans[place, 0], spans[place, 1]):
-            x[found], y[found], z[found], rows[found] = points[row, 0], points[row, 1], points[row, 2], row
-            found += 1
+    for step in range(9):
+        column = 4 if step == 0 else step - 1 if step <= 4 else step
+        first = number + (column // 3 - 1) * along_x + (column % 3 - 1) * along_y - 1
+        place = at[column]
+        while numbers[place] < first:
+            place += 1
+        at[column] = place
+        begin = starts[place]
+        while numbers[place] <= first + 2:
+            place += 1
+        end = starts[place]
+        for i in range(begin, end):
+            x[found + i - begin] = points_3M[0, i]
+            y[found + i - begin] = points_3M[1, i]
+            z[found + i - begin] = points_3M[2, i]
+            rows[found + i - begin] = i
+        found += end - begin
     for k in range(found, filled_up(found)):
         x[k], y[k], z[k] = np.inf, np.inf, np.inf
     return found
@@ -278,127 +286,109 @@ def border_of(qx: float, qy: float, qz: float, corner_m: tuple[float, float, flo
 
 
 @compiled
-def corner_of(cell: Cell, low: np.ndarray, size_m: float) -> tuple[float, float, float]:
-    """Give the lower corner of a cell."""
-    return low[0] + cell[0] * size_m, low[1] + cell[1] * size_m, low[2] + cell[2] * size_m
-
-
-@compiled
-def cell_of(voxel: np.ndarray, level: int) -> Cell:
-    """Give the cell of 2^level voxels along each axis in which a voxel lies."""
-    return np.int64(voxel[0]) >> level, np.int64(voxel[1]) >> level, np.int64(voxel[2]) >> level
+def corner_of(voxel: np.ndarray, level: int, low: np.ndarray, size_m: float) -> tuple[float, float, float]:
+    """Give the lower corner of the cell of 2^level voxels in which a voxel lies."""
+    x, y, z = np.int64(voxel[0]) >> level, np.int64(voxel[1]) >> level, np.int64(voxel[2]) >> level
+    return low[0] + x * size_m, low[1] + y * size_m, low[2] + z * size_m
 
 
 @compiled
 def search_neighbours(
     begin: int,
     end: int,
-    cell_starts: np.ndarray,
-    first_level: int,
-    table_level: int,
-    keys: np.ndarray,
-    spans: np.ndarray,
-    table_start: np.ndarray,
+    level: int,
+    along_x: int,
+    along_y: int,
+    numbers: np.ndarray,
+    starts: np.ndarray,
+    order: np.ndarray,
+    points_3M: np.ndarray,
+    voxel: np.ndarray,
     voxel_size_m: float,
     low: np.ndarray,
     slack_m: float,
-    points: np.ndarray,
-    voxel: np.ndarray,
-    rank: np.ndarray,
     neighbours: np.ndarray,
 ) -> None:
-    """Find the nearest others of the points in cells [begin, end) of first_level; they share their candidates.
+    """Find the nearest others of the points in the cells begin … end of a list; those of a cell share their candidates.
 
-    points: (M, 3) float64, voxel: (M, 3) and rank: (M,), what a point is called in the answer, along the curve; their
-    cells begin at cell_starts. keys, spans, table_start: of `cell_tables` from table_level on. neighbours: (M, K), by
-    rank; the rows that the largest cells do not settle stay as they were.
+    numbers, starts: of the list (`runs_of_equal`). points_3M: (3, M) float64, by cell. order: (M,), which row of
+    `voxel`, (M, 3), and of `neighbours`, (M, K), each of them is. Rows that are settled already stay as they are, and
+    so do those that the cell and its neighbours do not settle.
     """
-    count, total = neighbours.shape[1], len(points)
-    room = filled_up(total)
-    x, y, z, squared = np.empty(room), np.empty(room), np.empty(room), np.empty(room)
-    rows, chosen = np.empty(total, np.int64), np.empty(count + SPARE + 1, np.int64)
-    for part in range(begin, end):
-        first, last = cell_starts[part], cell_starts[part + 1]
-        is_open = np.ones(last - first, np.bool_)
-        left = last - first
-        for level in range(first_level, table_level + len(table_start) - 1):
-            if left == 0:
-                break
-            cell, size_m = cell_of(voxel[first], level), voxel_size_m * (1 << level)
-            table = slice(table_start[level - table_level], table_start[level - table_level + 1])
-            found = gather(cell, keys[table], spans[table], points, x, y, z, rows)
-            if found <= count:
+    count, size_m = neighbours.shape[1], voxel_size_m * (1 << level)
+    room = most_candidates(starts)
+    x, y, z, squared, rows = np.empty(room), np.empty(room), np.empty(room), np.empty(room), np.empty(room, np.int64)
+    chosen = np.empty(count + SPARE + 1, np.int64)
+    at = columns_before(numbers[begin], along_x, along_y, numbers)
+    for cell in range(begin, end):
+        first, last = starts[cell], starts[cell + 1]
+        if not any_open(neighbours[:, 0], order[first:last]):
+            continue
+        found = gather(numbers[cell], along_x, along_y, numbers, starts, at, points_3M, x, y, z, rows)
+        if found <= count:
+            continue
+        near, corner_m = squared[: filled_up(found)], corner_of(voxel[order[first]], level, low, size_m)
+        guess = size_m * size_m
+        for i in range(first, last):
+            if neighbours[order[i], 0] != UNSETTLED:
                 continue
-            near, corner_m = squared[: filled_up(found)], corner_of(cell, low, size_m)
-            guess = size_m * size_m
-            for i in range(first, last):
-                if not is_open[i - first]:
-                    continue
-                qx, qy, qz = points[i, 0], points[i, 1], points[i, 2]
-                squared_distances(x, y, z, qx, qy, qz, near)
-                near[i - rows[0]] = np.inf  # itself: the cell's own points come first, in their order
-                # Every point nearer than this is a candidate.
-                reach_m = size_m + border_of(qx, qy, qz, corner_m, size_m) - slack_m
-                farthest = smallest(near, count, guess, chosen)
-                guess = 1.1 * farthest  # of the next point, which is near
-                if farthest <= reach_m * reach_m:
-                    is_open[i - first] = False
-                    left -= 1
-                    for k in range(count):
-                        neighbours[rank[i], k] = rank[rows[chosen[k]]]
+            qx, qy, qz = points_3M[0, i], points_3M[1, i], points_3M[2, i]
+            squared_distances(x, y, z, qx, qy, qz, near)
+            near[i - rows[0]] = np.inf  # itself: its column comes first, in its order
+            # Every point nearer than this is a candidate.
+            reach_m = size_m + border_of(qx, qy, qz, corner_m, size_m) - slack_m
+            farthest = smallest(near, count, guess, chosen)
+            guess = 1.1 * farthest  # of the next point, which is near
+            if farthest <= reach_m * reach_m:
+                for k in range(count):
+                    neighbours[order[i], k] = order[rows[chosen[k]]]
 
 
 @compiled
 def search_nearest(
     begin: int,
     end: int,
-    cell_starts: np.ndarray,
-    table_level: int,
-    keys: np.ndarray,
-    spans: np.ndarray,
-    table_start: np.ndarray,
+    level: int,
+    along_x: int,
+    along_y: int,
+    numbers: np.ndarray,
+    starts: np.ndarray,
+    order: np.ndarray,
+    points_3M: np.ndarray,
+    query_numbers: np.ndarray,
+    query_starts: np.ndarray,
+    query_order: np.ndarray,
+    queries: np.ndarray,
+    voxel: np.ndarray,
     voxel_size_m: float,
     low: np.ndarray,
     slack_m: float,
     limit_m: float,
-    points: np.ndarray,
-    rank: np.ndarray,
-    queries: np.ndarray,
-    voxel: np.ndarray,
-    order: np.ndarray,
     nearest: np.ndarray,
 ) -> None:
-    """Find the nearest point of each query in cells [begin, end) of table_level, -1 if none is nearer than limit_m.
+    """Find the nearest point of each query in the cells begin … end of their list, -1 if none is nearer than limit_m.
 
-    points, rank, keys, spans, table_start: as in `search_neighbours`. queries: (R, 3) float32, voxel: (R, 3) and
-    nearest: (R,) in their own order; `order` is that along the curve. An answer that is there already, 0 or more,
-    stays, and so does what the largest cells do not settle.
+    numbers, starts, order, points_3M: as in `search_neighbours`; query_numbers, query_starts, query_order: the same of
+    queries (R, 3) float32, whose voxels, (R, 3), and answers, (R,), are in their own order. Answers that are settled
+    already stay as they are, and so do those that a cell and its neighbours do not settle.
     """
-    total, limit = len(points), limit_m * limit_m
-    room = filled_up(total)
-    x, y, z, squared = np.empty(room), np.empty(room), np.empty(room), np.empty(room)
-    rows = np.empty(total, np.int64)
-    for part in range(begin, end):
-        first, last = cell_starts[part], cell_starts[part + 1]
-        is_open = nearest[order[first:last]] < 0
-        left = np.count_nonzero(is_open)
-        for level in range(table_level, table_level + len(table_start) - 1):
-            if left == 0:
-                break
-            cell, size_m = cell_of(voxel[order[first]], level), voxel_size_m * (1 << level)
-            table = slice(table_start[level - table_level], table_start[level - table_level + 1])
-            found = gather(cell, keys[table], spans[table], points, x, y, z, rows)
-            near, corner_m = squared[: filled_up(found)], corner_of(cell, low, size_m)
-            for i in range(first, last):
-                if not is_open[i - first]:
-                    continue
-                row = order[i]
-                qx, qy, qz = np.float64(queries[row, 0]), np.float64(queries[row, 1]), np.float64(queries[row, 2])
-                squared_distances(x, y, z, qx, qy, qz, near)
-                best = place_of_least(near)
-                distance = near[best] if best >= 0 else np.inf
-                reach_m = size_m + border_of(qx, qy, qz, corner_m, size_m) - slack_m
-                if min(distance, limit) <= reach_m * reach_m:
-                    is_open[i - first] = False
-                    left -= 1
-                    nearest[row] = rank[rows[best]] if distance < limit else -1
+    size_m, limit = voxel_size_m * (1 << level), limit_m * limit_m
+    room = most_candidates(starts)
+    x, y, z, squared, rows = np.empty(room), np.empty(room), np.empty(room), np.empty(room), np.empty(room, np.int64)
+    at = columns_before(query_numbers[begin], along_x, along_y, numbers)
+    for cell in range(begin, end):
+        these = query_order[query_starts[cell] : query_starts[cell + 1]]
+        if not any_open(nearest, these):
+            continue
+        found = gather(query_numbers[cell], along_x, along_y, numbers, starts, at, points_3M, x, y, z, rows)
+        near, corner_m = squared[: filled_up(found)], corner_of(voxel[these[0]], level, low, size_m)
+        for row in these:
+            if nearest[row] != UNSETTLED:
+                continue
+            qx, qy, qz = np.float64(queries[row, 0]), np.float64(queries[row, 1]), np.float64(queries[row, 2])
+            squared_distances(x, y, z, qx, qy, qz, near)
+            best = place_of_least(near)
+            distance = near[best] if best >= 0 else np.inf
+            reach_m = size_m + border_of(qx, qy, qz, corner_m, size_m) - slack_m
+            if min(distance, limit) <= reach_m * reach_m:
+                nearest[row] = order[rows[best]] if distance < limit else -1

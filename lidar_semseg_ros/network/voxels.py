@@ -6,56 +6,74 @@ import os
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
-from typing import Any
+from functools import cache
+from typing import Any, NamedTuple
 
 import numpy as np
 
-NEAREST_LEVEL, NEIGHBOUR_LEVEL = 1, 2
-"""Searching begins in cells of 2 voxels along each axis for the nearest point and of 4 for the neighbours: on surfaces,
-the latter and the cells around them hold some 100 points, of which 16 are wanted."""
+LEVELS, NEIGHBOUR_LEVEL = (0, 2, 3, 4, 5), 2
+"""The nearest point is looked for in cells of one voxel, which hold one point each, and neighbours in cells of 4 voxels
+along each axis: on surfaces, such a cell and those around it hold some 100 points, of which 16 are wanted. For what
+these leave open, cells of up to 32 voxels are searched; the few points lonelier than that are left to a k-d tree."""
 
-LEVELS = 5
-"""Cells of 2 to 32 voxels are searched; the few points that are lonelier than that are left to a k-d tree."""
-
-UNSETTLED = -2
+LEAST_PART = 512
+"""Points worth handing to a thread."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Voxels:
-    """Points sorted along a Morton curve through their voxels.
+    """Points sorted by voxel: along x, among equal ones along y, then z, and last in their own order.
 
-    xyz: (R, 3) float32 in their own order. voxel: (R, 3) int32 and code: (R,) uint64, in their own order, too.
-    order: (R,) rows along the curve. start: (V + 1,) where each voxel's points begin along the curve.
-    low: (3,) float32, the corner of voxel (0, 0, 0).
+    xyz: (R, 3) float32 and voxel: (R, 3) int32, in their own order. cells: the voxels as cells of points.
+    low: (3,) float32, the corner of voxel (0, 0, 0). highest: (3,) the largest voxel number along each axis.
     """
 
     xyz: np.ndarray
     voxel: np.ndarray
-    code: np.ndarray
-    order: np.ndarray
-    start: np.ndarray
+    cells: Cells
     low: np.ndarray
+    highest: np.ndarray
     voxel_size_m: float
 
     def first_rows(self) -> np.ndarray:
         """Pick the first point in file order of every occupied voxel: (V,) rows, ordered by voxel x, y, z."""
-        from lidar_semseg_ros.network.kernels import sorted_order
+        return self.cells.order[self.cells.starts[:-1]].astype(np.int64)
 
-        rows = self.order[self.start[:-1]].astype(np.int64)
-        voxel = self.voxel.take(rows, axis=0).astype(np.uint64)
-        _, of_y, of_z = voxel.max(axis=0) + np.uint64(1)
-        return rows[sorted_order((voxel[:, 0] * of_y + voxel[:, 1]) * of_z + voxel[:, 2])]
+
+class Cells(NamedTuple):
+    """Points sorted by the cells of 2^level voxels along each axis in which they lie (network/kernels.py).
+
+    along_x, along_y: by how much numbers of cells grow along these axes. numbers: (M + 1,) of the occupied ones, the
+    last one is none. starts: (M + 1,), where the points of each begin in order: (R,), rows.
+    """
+
+    level: int
+    along_x: int
+    along_y: int
+    numbers: np.ndarray
+    starts: np.ndarray
+    order: np.ndarray
+
+
+def cells_of(voxel: np.ndarray, level: int, highest: np.ndarray) -> Cells:
+    """Sort points by cell; none of their voxels (R, 3) is beyond `highest` along an axis."""
+    from lidar_semseg_ros.network.kernels import cell_numbers, runs_of_equal, sorted_order
+
+    # One more than there are, which stays empty, so that no cell's neighbour is found at the other end of the grid.
+    _, of_y, of_z = ((int(most) >> level) + 2 for most in highest)
+    number = cell_numbers(voxel, level, of_y * of_z, of_z)
+    order = sorted_order(number)
+    return Cells(level, of_y * of_z, of_z, *runs_of_equal(number, order), order)
 
 
 def voxelise(xyz: np.ndarray, voxel_size_m: float) -> Voxels:
     """Sort (R ≥ 1, 3) float32 points by voxel; the lattice starts at their own minimum, as published."""
-    from lidar_semseg_ros.network.kernels import lowest, runs_of_equal, sorted_order, voxel_codes
+    from lidar_semseg_ros.network.kernels import lowest, voxels_of
 
     low = lowest(xyz)
-    voxel, code = voxel_codes(xyz, low, np.float32(voxel_size_m))
-    order = sorted_order(code)
-    start = runs_of_equal(code[order], 0)
-    return Voxels(xyz=xyz, voxel=voxel, code=code, order=order, start=start, low=low, voxel_size_m=voxel_size_m)
+    voxel, highest = voxels_of(xyz, low, np.float32(voxel_size_m))
+    cells = cells_of(voxel, 0, highest)
+    return Voxels(xyz=xyz, voxel=voxel, cells=cells, low=low, highest=highest, voxel_size_m=voxel_size_m)
 
 
 def neighbours_and_nearest(
@@ -67,47 +85,74 @@ def neighbours_and_nearest(
     there are fewer than K others, the nearest are repeated, and a lone point is its own neighbour. A point with no kept
     one nearer than limit_m gets -1.
     """
-    from lidar_semseg_ros.network.kernels import cell_tables, runs_of_equal, search_nearest, search_neighbours
+    from lidar_semseg_ros.network.kernels import UNSETTLED, by_axis, search_nearest, search_neighbours
 
-    nearest = np.full(len(voxels.xyz), UNSETTLED, np.int64)
-    nearest[kept] = np.arange(len(kept))
-    rank_along = nearest[voxels.order]
-    is_kept = rank_along >= 0
-    point_rows, rank = voxels.order[is_kept], rank_along[is_kept]
-    points, point_code = voxels.xyz.take(point_rows, axis=0).astype(np.float64), voxels.code[point_rows]
-    point_voxel = voxels.voxel.take(point_rows, axis=0)
+    points, point_voxel = voxels.xyz.take(kept, axis=0), voxels.voxel.take(kept, axis=0)
     low = voxels.low.astype(np.float64)
     # A float32 voxel number may be off at a voxel's border by the rounding of its coordinates.
     slack_m = 4 * np.finfo(np.float32).eps * float(np.abs(points).max() + np.abs(low).max()) + 1e-9
-    grid = (*cell_tables(point_code, NEAREST_LEVEL, LEVELS), voxels.voxel_size_m, low, slack_m)
+    lattice = voxels.voxel_size_m, low, slack_m
     neighbours = np.full((len(kept), count), UNSETTLED, np.int64)
-    starts = runs_of_equal(point_code, 3 * NEIGHBOUR_LEVEL)
-    of_points = (starts, NEIGHBOUR_LEVEL, NEAREST_LEVEL, *grid, points, point_voxel, rank, neighbours)
-    _in_threads(search_neighbours, of_points)
-    starts = runs_of_equal(voxels.code[voxels.order], 3 * NEAREST_LEVEL)
-    of_all = (starts, NEAREST_LEVEL, *grid, limit_m, points, rank, voxels.xyz, voxels.voxel, voxels.order, nearest)
-    _in_threads(search_nearest, of_all)
-    _settle(voxels.xyz, kept, limit_m, neighbours, nearest)
+    nearest = np.full(len(voxels.xyz), UNSETTLED, np.int64)
+    nearest[kept] = np.arange(len(kept))
+    lonely, far = np.arange(len(kept)), np.arange(len(nearest))
+    for level in LEVELS:
+        cells = cells_of(point_voxel, level, voxels.highest)
+        by_cell = *cells, by_axis(points, cells.order)
+        if level >= NEIGHBOUR_LEVEL and len(lonely):
+            _share(len(lonely), cells.starts, search_neighbours, (*by_cell, point_voxel, *lattice, neighbours))
+            lonely = lonely[neighbours[lonely, 0] == UNSETTLED]
+        queries = voxels.cells
+        if len(far) < len(nearest):
+            queries = cells_of(voxels.voxel.take(far, axis=0), level, voxels.highest)
+            queries = queries._replace(order=far[queries.order])
+        if len(far):
+            of_queries = queries.numbers, queries.starts, queries.order, voxels.xyz, voxels.voxel
+            arguments = (*by_cell, *of_queries, *lattice, limit_m, nearest)
+            _share(len(far), queries.starts, search_nearest, arguments)
+            far = far[nearest[far] == UNSETTLED]
+        if len(lonely) == len(far) == 0:
+            break
+    _settle(voxels, kept, limit_m, lonely, neighbours, far, nearest)
     return neighbours, nearest
 
 
-def _in_threads(search: Callable[..., None], arguments: tuple[Any, ...]) -> None:
-    """Share the cells, which begin at arguments[0], among the cores; more parts than cores, for they differ in work."""
+def _share(points: int, starts: np.ndarray, search: Callable[..., None], arguments: tuple[Any, ...]) -> None:
+    """Share the cells that begin at starts among the cores; more parts than cores, for they differ in work."""
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    edges = np.linspace(0, len(arguments[0]) - 1, 8 * cores + 1).astype(np.int64)
-    # Made anew: threads that are kept would not survive a fork of a data loader.
-    with ThreadPoolExecutor(cores) as pool:
-        list(pool.map(lambda begin, end: search(begin, end, *arguments), edges[:-1], edges[1:]))
+    parts = min(4 * cores, -(-points // LEAST_PART))
+    edges = np.unique(np.searchsorted(starts, np.linspace(0, starts[-1], parts + 1)))
+    if parts == 1:
+        search(0, len(starts) - 1, *arguments)
+    else:
+        list(_threads(cores).map(lambda begin, end: search(begin, end, *arguments), edges[:-1], edges[1:]))
 
 
-def _settle(xyz: np.ndarray, kept: np.ndarray, limit_m: float, neighbours: np.ndarray, nearest: np.ndarray) -> None:
-    """Answer by a k-d tree what the grid left open."""
+@cache
+def _threads(count: int) -> ThreadPoolExecutor:
+    return ThreadPoolExecutor(count, thread_name_prefix="search")
+
+
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_threads.cache_clear)  # where these threads are not
+
+
+def _settle(
+    voxels: Voxels,
+    kept: np.ndarray,
+    limit_m: float,
+    lonely: np.ndarray,
+    neighbours: np.ndarray,
+    far: np.ndarray,
+    nearest: np.ndarray,
+) -> None:
+    """Answer by a k-d tree what the cells left open: the rows `lonely` of neighbours and `far` of nearest."""
     from scipy.spatial import cKDTree
 
-    lonely, far = np.flatnonzero(neighbours[:, 0] == UNSETTLED), np.flatnonzero(nearest == UNSETTLED)
     if len(lonely) == 0 and len(far) == 0:
         return
-    tree, count = cKDTree(xyz[kept]), neighbours.shape[1]
+    xyz, count = voxels.xyz, neighbours.shape[1]
+    tree = cKDTree(xyz[kept])
     if len(lonely):
         found = min(count + 1, len(kept))
         others = tree.query(xyz[kept[lonely]], k=np.arange(1, found + 1), workers=-1)[1]

@@ -103,7 +103,7 @@ def test_the_nearest_point_beyond_the_limit_is_none() -> None:
 def test_a_package_that_nobody_may_write_to_compiles_all_the_same() -> None:
     script = (
         "import numpy as np; from lidar_semseg_ros.network.voxels import voxelise;"
-        "print(len(voxelise(np.zeros((1, 3), np.float32), 0.1).order))"
+        "print(len(voxelise(np.zeros((1, 3), np.float32), 0.1).cells.order))"
     )
     environment = os.environ | {"NUMBA_CACHE_DIR": "/proc/none"}
     root = Path(__file__).parents[2]
