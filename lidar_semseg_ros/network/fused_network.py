@@ -17,16 +17,16 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from lidar_semseg_ros.network.inference import (
-    Cells,
-    embedding_weights,
-    epsilon_of,
-    first_product,
-    gain_and_shift,
-    kernel_and_bias,
-)
+from lidar_semseg_ros.network.inference import Cells
 from lidar_semseg_ros.network.inputs import NetworkInput, plane_of_cells
 from lidar_semseg_ros.network.waffleiron import WaffleIron, folded, part_to_precision, planes_of, to_precision
+from lidar_semseg_ros.network.weights import (
+    embedding_weights,
+    epsilon_of,
+    gain_and_shift,
+    kernel_and_bias,
+    mix_weights,
+)
 
 if TYPE_CHECKING:
     from lidar_semseg_ros.network.device_inputs import DeviceCells, DeviceInput
@@ -87,10 +87,10 @@ class ChannelMix:
 
     def __init__(self, mix: Any, dtype: torch.dtype) -> None:
         self._epsilon = epsilon_of(mix.norm)
-        _, self._activation, last = mix.mlp
-        weight, bias = first_product(mix)
-        self._first, self._bias = weight.t().to(dtype).contiguous(), bias.to(dtype)
-        self._last, self.offset = last.weight.flatten(1).t().to(dtype).contiguous(), last.bias
+        self._activation = mix.mlp[1]
+        (first, bias), (last, self.offset) = mix_weights(mix)
+        self._first, self._last = (weight.t().to(dtype).contiguous() for weight in (first, last))
+        self._bias = bias.to(dtype)
 
     def update(self, tokens_NC: Tensor) -> None:
         """Replace the tokens by those after the mix, less the offset."""

@@ -5,6 +5,8 @@ from __future__ import annotations
 import contextlib
 import logging
 from collections.abc import Callable, Collection
+from functools import cache
+from pathlib import Path
 from typing import Any, TypeVar
 
 from numba import njit
@@ -28,7 +30,14 @@ def compiled(function: F, fastmath: Collection[str] = ()) -> F:
 
 
 class _MendingCache(FunctionCache):
-    """Numba's cache, whose faults cost time and no more: a power cut leaves empty files, and a disk may be full."""
+    """Numba's cache, whose faults cost time and no more: a power cut leaves empty files, and a disk may be full.
+
+    What is kept is good as long as no module of the same folder changes, for functions contain those that they call.
+    """
+
+    def __init__(self, function: Callable[..., Any]) -> None:
+        super().__init__(function)
+        self._cache_file._source_stamp = _stamp_of(Path(function.__code__.co_filename).parent)
 
     def load_overload(self, sig: Any, target_context: Any) -> Any:
         """Give what is kept for a signature; None, and a cache that is empty, if it cannot be read."""
@@ -46,3 +55,10 @@ class _MendingCache(FunctionCache):
             super().save_overload(sig, data)
         except OSError as error:
             logger.warning("compiled code cannot be kept in %s, so every start compiles: %s", self.cache_path, error)
+
+
+@cache
+def _stamp_of(folder: Path) -> tuple[tuple[str, int, int], ...]:
+    """List the modules of a folder, when each was written, and how large it is."""
+    states = [(file.name, file.stat()) for file in sorted(folder.glob("*.py"))]
+    return tuple((name, state.st_mtime_ns, state.st_size) for name, state in states)

@@ -56,7 +56,7 @@ def measured_ceilings(device: str, threads: int) -> Ceilings:
     """Measure for a second or two; threads: of the CPU, 0 for as many as PyTorch takes."""
     import torch
 
-    from lidar_semseg_ros.network.inference import Workers, edges
+    from lidar_semseg_ros.network.workers import Workers, edges
 
     on_gpu, dice = device != "cpu", torch.Generator(device).manual_seed(0)
     workers = None if on_gpu else Workers(threads or torch.get_num_threads())

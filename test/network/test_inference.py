@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import itertools
 from dataclasses import replace
 from pathlib import Path
+from types import ModuleType
 
 import numpy as np
 import published
@@ -15,14 +17,16 @@ from lidar_semseg_ros.core.classes import ClassTable
 from lidar_semseg_ros.core.errors import UserError
 from lidar_semseg_ros.core.frame import LidarFrame
 from lidar_semseg_ros.formats.config_files import package_share
-from lidar_semseg_ros.network import backends
-from lidar_semseg_ros.network.inference import CpuWaffleIron, Embedding, Room, Workers
+from lidar_semseg_ros.network import backends, library_products, tiled_products
+from lidar_semseg_ros.network.inference import CpuWaffleIron
 from lidar_semseg_ros.network.inputs import InputConfig, prepare, to_points
 from lidar_semseg_ros.network.model_file import ModelDescription, write_safetensors
 from lidar_semseg_ros.network.reference import PublishedWaffleIron, prepare_as_published
 from lidar_semseg_ros.network.segmenter import Segmenter, SegmenterConfig
+from lidar_semseg_ros.network.tiles import Tiling
 from lidar_semseg_ros.network.trial import trial_sweep
 from lidar_semseg_ros.network.waffleiron import WaffleIronConfig
+from lidar_semseg_ros.network.workers import Room, Workers
 
 INPUTS = InputConfig(
     voxel_size_m=0.1,
@@ -40,6 +44,8 @@ VARIANTS = {
     "scalr": replace(SMALL, norm="layer"),
     "scalr downstream": replace(SMALL, norm="layer", head="norm_linear"),
     "scalr plus": replace(SMALL, norm="layer", activation="gelu", head="mlp", head_width=10),
+    "waffleiron with tiles": replace(SMALL, width=64),
+    "scalr with tiles": replace(SMALL, width=64, norm="layer"),
 }
 CLASSES = ClassTable(name="seven", names=tuple("abcdefg"), colors=((0, 0, 0),) * 7)
 
@@ -91,14 +97,28 @@ def test_the_published_algorithm_is_the_published_formulas(variant: str) -> None
     assert np.abs(logits.T - expected).max() < 1e-4
 
 
+@pytest.mark.parametrize("variant", ["waffleiron with tiles", "scalr with tiles"])
+def test_a_processor_with_narrower_vectors_computes_the_same(variant: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    model, prepared = random_network(VARIANTS[variant]), prepare(cloud(900), INPUTS)
+    if tiled_products.tiling_for(64, torch.float32) is None:
+        pytest.skip("for this processor no tiles are known")
+    wide = CpuWaffleIron(model, torch.float32, threads=2).logits(prepared)
+    monkeypatch.setattr(tiled_products, "tiling_for", lambda width, dtype: Tiling(8, 2))
+    narrow = CpuWaffleIron(model, torch.float32, threads=2).logits(prepared)
+    monkeypatch.setattr(tiled_products, "tiling_for", lambda width, dtype: None)
+    without = CpuWaffleIron(model, torch.float32, threads=2).logits(prepared)
+    assert torch.equal(narrow, wide) and 0 < (wide - without).abs().max() < 1e-4
+
+
 def test_the_published_preparation_needs_more_voxels_than_neighbours() -> None:
     with pytest.raises(UserError, match="more than 16 voxels, but got 5"):
         prepare_as_published(cloud(5), INPUTS)
 
 
 @pytest.mark.parametrize("points", [1, 2, 17, 3000])
-def test_the_number_of_threads_does_not_change_the_last_bit(points: int) -> None:
-    model, prepared = random_network(SMALL), prepare(cloud(points), INPUTS)
+@pytest.mark.parametrize("variant", ["waffleiron", "waffleiron with tiles"])
+def test_the_number_of_threads_does_not_change_the_last_bit(points: int, variant: str) -> None:
+    model, prepared = random_network(VARIANTS[variant]), prepare(cloud(points), INPUTS)
     alone, shared = (CpuWaffleIron(model, torch.float32, threads).logits(prepared) for threads in (1, 3))
     assert alone.shape == (len(prepared), 7) and torch.equal(alone, shared)
 
@@ -126,28 +146,39 @@ def test_a_fault_in_a_worker_reaches_the_caller() -> None:
         Workers(2).share([0, 1, 2], fail)
 
 
-@pytest.mark.parametrize(("width", "neighbours"), [(48, 16), (64, 5), (256, 16), (64, 1)])
+@pytest.mark.parametrize(
+    ("products", "width", "dtype"),
+    [
+        *itertools.product([library_products], [48, 64, 256], [torch.float32, torch.float16, torch.bfloat16]),
+        *itertools.product([tiled_products], [64, 256], [torch.float32, torch.bfloat16]),
+    ],
+)
 @pytest.mark.parametrize("points", [1, 60])
-@pytest.mark.parametrize("dtype", [torch.float32, torch.float16, torch.bfloat16])
-def test_points_are_embedded_as_by_the_modules(width: int, neighbours: int, points: int, dtype: torch.dtype) -> None:
+@pytest.mark.parametrize("neighbours", [1, 5, 16])
+def test_points_are_embedded_as_by_the_modules(
+    width: int, neighbours: int, points: int, dtype: torch.dtype, products: ModuleType
+) -> None:
     model = random_network(replace(SMALL, width=width))
+    if products is tiled_products and not tiled_products.fit(model.config, dtype):
+        pytest.skip(f"no tiles for width {width} in {dtype} on this processor")
     prepared = prepare(cloud(points), replace(INPUTS, neighbours=neighbours))
     tokens = torch.empty(len(prepared), width)
     with torch.inference_mode():
-        Embedding(model.requires_grad_(False), dtype, Room()).write(0, len(prepared), prepared, tokens)
+        products.Embedding(model.requires_grad_(False), dtype, Room()).write(0, len(prepared), prepared, tokens)
         expected = model.embed(torch.from_numpy(prepared.features), torch.from_numpy(prepared.neighbours))
     assert (tokens - expected).abs().max() < (0.02 if dtype == torch.bfloat16 else 2e-5)
 
 
 @pytest.mark.parametrize("place", ["embed.conv2.1.weight", "embed.final.weight", "waffleiron.spatial_mix.1.ffn.0.bias"])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
-def test_a_nan_inside_is_not_hidden_by_an_activation(place: str, dtype: torch.dtype) -> None:
-    model = random_network(SMALL)
+@pytest.mark.parametrize("variant", ["waffleiron", "waffleiron with tiles"])
+def test_a_nan_inside_is_not_hidden_by_an_activation(place: str, dtype: torch.dtype, variant: str) -> None:
+    model = random_network(VARIANTS[variant])
     model.get_parameter(place).data[3] = torch.from_numpy(np.array(0xFFFFFFFF, np.uint32).view(np.float32))
     assert CpuWaffleIron(model, dtype, threads=2).logits(prepare(cloud(500), INPUTS)).isnan().all()
 
 
-@pytest.mark.parametrize("variant", ["waffleiron", "scalr plus"])
+@pytest.mark.parametrize("variant", ["waffleiron", "scalr plus", "waffleiron with tiles", "scalr with tiles"])
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
 def test_lower_precision_rounds_factors_only(variant: str, dtype: torch.dtype) -> None:
     model, prepared = random_network(VARIANTS[variant]), prepare(cloud(3000), INPUTS)

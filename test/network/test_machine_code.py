@@ -9,6 +9,8 @@ from types import ModuleType
 
 import pytest
 
+from lidar_semseg_ros.network import machine_code
+
 SOURCE = """
 from lidar_semseg_ros.network.machine_code import compiled
 
@@ -49,6 +51,17 @@ def test_what_one_process_compiled_the_next_one_loads(folder: Path) -> None:
     assert first.doubled(21) == 42 and hits(first) == 0 and len(kept(folder, ".nbc")) == 1
     second = loaded(folder)
     assert second.doubled(21) == 42 and hits(second) == 1
+
+
+def test_what_was_compiled_is_not_used_once_a_module_beside_it_changes(folder: Path) -> None:
+    beside = folder / "called.py"
+    beside.write_text("one = 1")
+    loaded(folder).doubled(1)
+    beside.write_text("one = 11")
+    machine_code._stamp_of.cache_clear()  # which another process begins without
+    changed = loaded(folder)
+    assert changed.doubled(21) == 42 and hits(changed) == 0
+    assert hits(again := loaded(folder)) == 0 and again.doubled(21) == 42 and hits(again) == 1
 
 
 @pytest.mark.parametrize("ending", [".nbi", ".nbc"])

@@ -1,0 +1,259 @@
+"""Matrix products in a core's vector registers, with what comes before and after them.
+
+Factors here are narrow, 64 to 768 columns, and on these the libraries' products reach two thirds to four fifths of what
+a core computes; a bias, a ReLU, a sum, a rounding or a maximum is another pass over memory for each. Here LLVM, which
+numba brings, is told the innermost step of a product: a tile of a few rows and columns of it, whose sums stay in
+registers while one factor after the other is added to them, and which is finished before it is written.
+
+bfloat16 is held as in network/point_kernels.py. Its products are of two factors at a time, so weights lie in pairs.
+"""
+
+from __future__ import annotations
+
+from typing import Any, NamedTuple
+
+import numpy as np
+import torch
+from llvmlite import binding, ir
+from numba.core import types
+from numba.core.registry import cpu_target
+from numba.extending import intrinsic
+from numba.misc.special import literally
+from torch import Tensor
+
+from lidar_semseg_ros.network.grid_kernels import compiled
+
+ROWS = 4
+"""Rows of a tile; with the vectors of a row, as many sums as hide the time that one addition takes."""
+BIASED, ADDED, RECTIFIED, HIGHEST = 0, 1, 2, 4
+"""What is done besides x·W + b: add what is there; ReLU; only keep the largest of the rows, and of it and what is
+there."""
+
+binding.initialize_native_asmparser()  # without which LLVM ends the process at an instruction that is given by name
+
+FLOAT, BITS, WORD, SIZE = ir.FloatType(), ir.IntType(16), ir.IntType(32), ir.IntType(64)
+
+
+class Tiling(NamedTuple):
+    """How a processor's registers are used: vectors of so many float32 each, so many of them in a row of a tile."""
+
+    lanes: int
+    vectors: int
+
+    @property
+    def columns(self) -> int:
+        """Tell the columns of a tile."""
+        return self.lanes * self.vectors
+
+
+def tiling_for(width: int, dtype: torch.dtype) -> Tiling | None:
+    """Choose the tiles of networks of a width on this processor; None where the libraries' products are to be taken.
+
+    These have matrix units (AMX), and know processors on which nothing was measured here.
+    """
+    features = processor_features()
+    if dtype == torch.bfloat16:
+        known = Tiling(16, 4) if "+avx512bf16" in features and "+amx-bf16" not in features else None
+    elif dtype != torch.float32:
+        known = None
+    elif "+avx512f" in features:
+        known = Tiling(16, 4)
+    else:
+        known = Tiling(8, 2) if {"+avx2", "+fma"} <= features else None
+    return known if known is not None and width % known.columns == 0 else None
+
+
+def processor_features() -> frozenset[str]:
+    """List what numba compiles for, each as +feature or -feature."""
+    return frozenset(cpu_target.target_context.codegen().magic_tuple()[2].split(","))
+
+
+def packed(weight_KC: Tensor, tiling: Tiling, dtype: torch.dtype) -> np.ndarray:
+    """Order weights as tiles read them: (C / columns, K, columns) float32, or (…, K / 2, columns, 2) bfloat16."""
+    panels = weight_KC.float().unflatten(1, (-1, tiling.columns)).transpose(0, 1)
+    if dtype == torch.bfloat16:
+        pairs = panels.unflatten(1, (-1, 2)).transpose(2, 3).to(dtype)
+        return pairs.contiguous().view(torch.int16).numpy()
+    return panels.contiguous().numpy()
+
+
+@intrinsic(prefer_literal=True)
+def tile(
+    _: Any,
+    lanes: Any,
+    vectors: Any,
+    rows: Any,
+    form: Any,
+    factor: Any,
+    row: Any,
+    weight: Any,
+    panel: Any,
+    bias: Any,
+    out: Any,
+    out_row: Any,
+) -> Any:
+    """Compute one tile: rows from `row` on of factor (n, K) times weight[panel] go to out (n, C) from `out_row` on."""
+    shape = Tiling(lanes.literal_value, vectors.literal_value)
+    signature = types.void(lanes, vectors, rows, form, factor, row, weight, panel, bias, out, out_row)
+
+    def generate(context: Any, builder: ir.IRBuilder, signature: Any, arguments: Any) -> Any:
+        arrays = {name: context.make_array(signature.args[place]) for name, place in ARRAY_PLACES.items()}
+        views = {name: make(context, builder, arguments[ARRAY_PLACES[name]]) for name, make in arrays.items()}
+        _Tile(
+            builder,
+            shape,
+            rows.literal_value,
+            form.literal_value,
+            rounds_factor=factor.dtype == types.int16,
+            rounds_out=out.dtype == types.int16,
+        ).write(views, row=arguments[5], panel=arguments[7], out_row=arguments[10])
+        return context.get_dummy_value()
+
+    return signature, generate
+
+
+ARRAY_PLACES = {"factor": 4, "weight": 6, "bias": 8, "out": 9}
+
+
+class _Tile:
+    """The instructions of one tile."""
+
+    def __init__(
+        self, builder: ir.IRBuilder, shape: Tiling, rows: int, form: int, *, rounds_factor: bool, rounds_out: bool
+    ) -> None:
+        self.builder, self.shape, self.rows, self.form = builder, shape, rows, form
+        self.rounds_factor, self.rounds_out = rounds_factor, rounds_out
+        self.vector = ir.VectorType(FLOAT, shape.lanes)
+
+    def write(self, views: dict[str, Any], row: ir.Value, panel: ir.Value, out_row: ir.Value) -> None:
+        """Start from the bias, add the products of one factor, or of two, after the other, and finish."""
+        factor, weight, bias, out = (views[name] for name in ARRAY_PLACES)
+        builder = self.builder
+        first = builder.mul(panel, SIZE(self.shape.columns))
+        columns = [builder.add(first, SIZE(v * self.shape.lanes)) for v in range(self.shape.vectors)]
+        start = [self._vector_at(self._address(bias, [column])) for column in columns]
+        out_rows = [builder.add(out_row, SIZE(r)) for r in range(1 if self.form & HIGHEST else self.rows)]
+        places = [[self._address(out, [one, column]) for column in columns] for one in out_rows]
+        sums = [list(start) for _ in range(self.rows)]
+        if self.form & ADDED:
+            sums = [[builder.fadd(x, self._vector_at(at)) for x, at in zip(start, there)] for there in places]
+        factor_rows = [self._address(factor, [builder.add(row, SIZE(r)), SIZE(0)]) for r in range(self.rows)]
+        panel_start = self._address(weight, [panel, *[SIZE(0)] * (len(weight.strides.type) - 1)])
+        steps = builder.extract_value(weight.shape, 1)
+        sums = self._summed(sums, factor_rows, panel_start, steps)
+        if self.form & RECTIFIED:
+            sums = [[self._larger(ir.Constant(self.vector, [0.0] * self.shape.lanes), x) for x in one] for one in sums]
+        if self.form & HIGHEST:
+            sums = [[self._highest([self._vector_at(at), *column]) for at, column in zip(places[0], zip(*sums))]]
+        for values, there in zip(sums, places):
+            for value, at in zip(values, there):
+                self._store(value, at)
+
+    def _summed(
+        self, sums: list[list[ir.Value]], factor_rows: list[ir.Value], panel: ir.Value, steps: ir.Value
+    ) -> list[list[ir.Value]]:
+        builder, element = self.builder, WORD if self.rounds_factor else FLOAT
+        before, loop, after = builder.block, builder.append_basic_block(), builder.append_basic_block()
+        builder.branch(loop)
+        builder.position_at_end(loop)
+        step = builder.phi(SIZE)
+        step.add_incoming(SIZE(0), before)
+        running = [[builder.phi(self.vector) for _ in one] for one in sums]
+        line = builder.mul(step, SIZE(self.shape.columns))
+        weights = [
+            self._load(panel, builder.add(line, SIZE(v * self.shape.lanes)), ir.VectorType(element, self.shape.lanes))
+            for v in range(self.shape.vectors)
+        ]
+        products = []
+        for row, one in zip(factor_rows, running):
+            factor = self._spread(self._load(row, step, element))
+            products.append([self._multiplied_and_added(w, factor, x) for w, x in zip(weights, one)])
+        following = builder.add(step, SIZE(1))
+        step.add_incoming(following, loop)
+        for phis, starts, ends in zip(running, sums, products):
+            for phi, start, end in zip(phis, starts, ends):
+                phi.add_incoming(start, before)
+                phi.add_incoming(end, loop)
+        builder.cbranch(builder.icmp_signed("<", following, steps), loop, after)
+        builder.position_at_end(after)
+        return products
+
+    def _multiplied_and_added(self, weights: ir.Value, factor: ir.Value, total: ir.Value) -> ir.Value:
+        builder = self.builder
+        if self.rounds_factor:  # two products of bfloat16 in every lane; LLVM's names for it changed over time
+            kind = ir.FunctionType(self.vector, [self.vector, weights.type, weights.type])
+            return builder.asm(kind, "vdpbf16ps $3, $2, $0", "=v,0,v,v", [total, weights, factor], side_effect=False)
+        kind = ir.FunctionType(self.vector, [self.vector] * 3)
+        name = f"llvm.fma.v{self.shape.lanes}f32"
+        fused = builder.module.globals.get(name) or ir.Function(builder.module, kind, name)
+        return builder.call(fused, [weights, factor, total])
+
+    def _highest(self, values: list[ir.Value]) -> ir.Value:
+        highest = values[0]
+        for value in values[1:]:  # one that is NaN, and stays
+            larger = self.builder.fcmp_unordered(">", value, highest)
+            is_nan = self.builder.fcmp_unordered("uno", highest, highest)
+            highest = self.builder.select(self.builder.and_(larger, self.builder.not_(is_nan)), value, highest)
+        return highest
+
+    def _larger(self, least: ir.Value, value: ir.Value) -> ir.Value:
+        return self.builder.select(self.builder.fcmp_ordered(">", least, value), least, value)
+
+    def _store(self, value: ir.Value, at: ir.Value) -> None:
+        builder = self.builder
+        if self.rounds_out:
+            half = ir.VectorType(BITS, self.shape.lanes)
+            kind = ir.FunctionType(half, [self.vector])
+            value = builder.asm(kind, "vcvtneps2bf16 $1, $0", "=v,v", [value], side_effect=False)
+        builder.store(value, builder.bitcast(at, value.type.as_pointer()), align=2)
+
+    def _address(self, array: Any, place: list[ir.Value]) -> ir.Value:
+        """Point to the element of an array at a place."""
+        builder, offset = self.builder, SIZE(0)
+        for axis, index in enumerate(place):
+            offset = builder.add(offset, builder.mul(index, builder.extract_value(array.strides, axis)))
+        return builder.gep(builder.bitcast(array.data, ir.IntType(8).as_pointer()), [offset])
+
+    def _load(self, address: ir.Value, index: ir.Value, kind: Any) -> ir.Value:
+        """Load a value or vector, the index-th of its elements from an address on."""
+        element = kind.element if isinstance(kind, ir.VectorType) else kind
+        at = self.builder.gep(self.builder.bitcast(address, element.as_pointer()), [index])
+        return self.builder.load(self.builder.bitcast(at, kind.as_pointer()), align=2)
+
+    def _vector_at(self, address: ir.Value) -> ir.Value:
+        return self._load(address, SIZE(0), self.vector)
+
+    def _spread(self, value: ir.Value) -> ir.Value:
+        """Fill a vector with a value."""
+        nothing = ir.Constant(ir.VectorType(value.type, self.shape.lanes), ir.Undefined)
+        first = self.builder.insert_element(nothing, value, WORD(0))
+        return self.builder.shuffle_vector(
+            first, nothing, ir.Constant(ir.VectorType(WORD, self.shape.lanes), [0] * self.shape.lanes)
+        )
+
+
+@compiled
+def multiply(
+    lanes: int,
+    vectors: int,
+    form: int,
+    factor_nK: np.ndarray,
+    weight: np.ndarray,
+    bias_C: np.ndarray,
+    out_nC: np.ndarray,
+) -> None:
+    """Multiply rows (n, K) by packed weights (K, C) and add a bias (C,).
+
+    lanes, vectors: a Tiling. form: what else is done, of BIASED, ADDED and RECTIFIED; or HIGHEST, whose `out_nC` has
+    one row. The sum of K products is taken in their order, whatever n is.
+    """
+    in_vector, in_row, kind = literally(lanes), literally(vectors), literally(form)
+    moves = 0 if kind & HIGHEST else 1
+    whole = len(factor_nK) // ROWS * ROWS
+    for panel in range(len(weight)):
+        for row in range(0, whole, ROWS):
+            out_row = moves * row
+            tile(in_vector, in_row, ROWS, kind, factor_nK, row, weight, panel, bias_C, out_nC, out_row)  # type: ignore
+        for row in range(whole, len(factor_nK)):
+            out_row = moves * row
+            tile(in_vector, in_row, 1, kind, factor_nK, row, weight, panel, bias_C, out_nC, out_row)  # type: ignore

@@ -1,0 +1,72 @@
+"""Threads that share the parts of a step, and the arrays they write to."""
+
+from __future__ import annotations
+
+import itertools
+import math
+import threading
+from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+
+import numpy as np
+import torch
+from torch import Tensor
+
+ROOM_TO_GROW = 1.25
+"""Arrays are made this much larger than a sweep needs, so that the next larger one finds room."""
+
+
+class Workers:
+    """Threads that share the parts of a step; PyTorch runs on one core in each of them."""
+
+    def __init__(self, count: int) -> None:
+        self.count = count
+        self._pool = ThreadPoolExecutor(count, thread_name_prefix="network")
+        # The number of threads is each thread's own from its first operation on, but it is set for all later ones too.
+        before, ready = torch.get_num_threads(), threading.Barrier(count)
+
+        def on_one_core(_: int) -> None:
+            torch.set_num_threads(1)
+            torch.get_num_threads()
+            ready.wait()
+
+        list(self._pool.map(on_one_core, range(count)))
+        torch.set_num_threads(before)
+
+    def share(self, edges: Sequence[int], step: Callable[[int, int], object]) -> None:
+        """Do step(begin, end) for each pair of successive edges, the next one by whoever is free."""
+        parts = itertools.count()
+
+        def work() -> None:
+            with torch.inference_mode():
+                while (part := next(parts)) < len(edges) - 1:
+                    step(edges[part], edges[part + 1])
+
+        futures = [self._pool.submit(work) for _ in range(min(self.count, len(edges) - 1))]
+        for fault in [future.exception() for future in futures]:  # all, for none may go on while the next step begins
+            if fault is not None:
+                raise fault
+
+
+class Room(threading.local):
+    """Arrays that are kept by name and made anew only when they must grow; each thread has its own."""
+
+    def __init__(self) -> None:
+        self._kept: dict[tuple[str, torch.dtype], Tensor] = {}
+
+    def take(self, name: str, shape: Sequence[int], dtype: torch.dtype = torch.float32) -> Tensor:
+        """Give an array of arbitrary content."""
+        kept = self._kept.get((name, dtype))
+        if kept is None or kept.numel() < math.prod(shape):
+            kept = self._kept[name, dtype] = torch.empty(int(math.prod(shape) * ROOM_TO_GROW), dtype=dtype)
+        return kept[: math.prod(shape)].view(shape)
+
+
+def as_array(x: Tensor) -> np.ndarray:
+    """View a tensor as an array; bfloat16, which NumPy does not know, as its bits."""
+    return x.view(torch.int16).numpy() if x.dtype == torch.bfloat16 else x.numpy()
+
+
+def edges(rows: int, step: int) -> list[int]:
+    """Split rows into chunks: 0, step, 2 · step, … rows."""
+    return [*range(0, rows, step), rows]
