@@ -12,7 +12,8 @@ from lidar_semseg_ros.network.inputs import NetworkInput
 if TYPE_CHECKING:
     import torch
 
-PRODUCT_SIZE = {"cpu": 512, "cuda": 8192}
+PRODUCT_SHAPE = {"cpu": (2048, 256), "cuda": (8192, 8192)}
+"""Rows and columns of the left factor; the right one is square."""
 PARTS, COPIED_BYTES, REPEATS = 64, 2**28, 7
 
 
@@ -56,28 +57,43 @@ def measured_ceilings(device: str, threads: int) -> Ceilings:
     """Measure for a second or two; threads: of the CPU, 0 for as many as PyTorch takes."""
     import torch
 
-    from lidar_semseg_ros.network.workers import Workers, edges
+    from lidar_semseg_ros.network.tiles import BIASED, packed, product, tiling_for
+    from lidar_semseg_ros.network.workers import Room, Workers, as_array, edges
 
     on_gpu, dice = device != "cpu", torch.Generator(device).manual_seed(0)
     workers = None if on_gpu else Workers(threads or torch.get_num_threads())
-    size, parts = PRODUCT_SIZE[device.partition(":")[0]], 1 if on_gpu else PARTS
+    (rows, width), parts = PRODUCT_SHAPE[device.partition(":")[0]], 1 if on_gpu else PARTS
 
-    def rate(amount: float, rows: int, work: Callable[[int, int], object]) -> float:
+    def rate(amount: float, items: int, work: Callable[[int, int], object]) -> float:
         durations_s = []
         for _ in range(REPEATS):
             start = time.perf_counter()
             if workers is None:
-                work(0, rows)
+                work(0, items)
                 torch.cuda.synchronize(device)
             else:
-                workers.share(edges(rows, rows // parts), work)
+                workers.share(edges(items, items // parts), work)
             durations_s.append(time.perf_counter() - start)
         return amount / min(durations_s)
 
     def products_per_s(dtype: torch.dtype) -> float:
         # Not ones: with numbers whose bits hardly change a GPU needs less power, and clocks higher.
-        left, right = (torch.randn(size, size, generator=dice, device=device).to(dtype) for _ in range(2))
-        return rate(2 * size**3 * parts, parts, lambda begin, end: torch.mm(left, right))
+        left, right = (torch.randn(size, width, generator=dice, device=device).to(dtype) for size in (rows, width))
+        amount, room = 2.0 * rows * width**2 * parts, Room()
+
+        def of_library(begin: int, end: int) -> None:
+            torch.mm(left, right, out=room.take("product", left.shape, dtype) if workers else None)
+
+        tiling = None if on_gpu else tiling_for(width, dtype)
+        if tiling is None:
+            return rate(amount, parts, of_library)
+        factors = as_array(left), packed(right, tiling, dtype), as_array(torch.zeros(width))
+
+        def of_tiles(begin: int, end: int) -> None:
+            product(tiling, BIASED)(*factors, as_array(room.take("sum", left.shape)))
+
+        of_tiles(0, 1)  # compiles
+        return max(rate(amount, parts, of_library), rate(amount, parts, of_tiles))
 
     source, target = (torch.ones(COPIED_BYTES // 4, device=device) for _ in range(2))
     return Ceilings(

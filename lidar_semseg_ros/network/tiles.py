@@ -10,6 +10,8 @@ bfloat16 is held as in network/point_kernels.py. Its products are of two factors
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from functools import cache
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -257,3 +259,15 @@ def multiply(
         for row in range(whole, len(factor_nK)):
             out_row = moves * row
             tile(in_vector, in_row, 1, kind, factor_nK, row, weight, panel, bias_C, out_nC, out_row)  # type: ignore
+
+
+@cache
+def product(tiling: Tiling, form: int) -> Callable[[np.ndarray, np.ndarray, np.ndarray, np.ndarray], None]:
+    """Make `multiply` of a tiling and a form, for callers that are not compiled."""
+    lanes, vectors = tiling
+
+    @compiled
+    def of_rows(factor_nK: np.ndarray, weight: np.ndarray, bias_C: np.ndarray, out_nC: np.ndarray) -> None:
+        multiply(lanes, vectors, form, factor_nK, weight, bias_C, out_nC)
+
+    return of_rows

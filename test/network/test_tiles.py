@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from lidar_semseg_ros.network import tiles
-from lidar_semseg_ros.network.tiles import ADDED, BIASED, HIGHEST, RECTIFIED, Tiling, multiply, packed, tiling_for
+from lidar_semseg_ros.network.tiles import ADDED, BIASED, HIGHEST, RECTIFIED, Tiling, packed, product, tiling_for
 
 HAS_BFLOAT16 = tiling_for(64, torch.bfloat16) is not None
 TILINGS = [
@@ -49,7 +49,7 @@ def test_a_product_is_that_of_float64(tiling: Tiling, dtype: torch.dtype, rows: 
         expected = expected.relu()
     elif form == HIGHEST:
         expected = torch.cat([expected, there[:1]]).amax(0, keepdim=True)
-    multiply(*tiling, form, as_held(x, dtype), packed(weight, tiling, dtype), bias.numpy(), out)
+    product(tiling, form)(as_held(x, dtype), packed(weight, tiling, dtype), bias.numpy(), out)
     assert np.abs(out - expected.numpy()).max() < 1e-4
 
 
@@ -58,7 +58,7 @@ def test_a_product_is_that_of_float64(tiling: Tiling, dtype: torch.dtype, rows: 
 def test_points_of_a_few_channels_may_be_multiplied_too(inputs: int, tiling: Tiling) -> None:
     x, weight = torch.randn(7, inputs), torch.randn(inputs, 64)
     out = np.empty((7, 64), np.float32)
-    multiply(*tiling, BIASED, x.numpy(), packed(weight, tiling, torch.float32), np.zeros(64, np.float32), out)
+    product(tiling, BIASED)(x.numpy(), packed(weight, tiling, torch.float32), np.zeros(64, np.float32), out)
     assert np.abs(out - (x.double() @ weight.double()).numpy()).max() < 1e-5
 
 
@@ -68,7 +68,7 @@ def test_what_is_written_as_bfloat16_is_rounded_as_pytorch_does() -> None:
     exact, rounded = np.empty((9, 64), np.float32), np.empty((9, 64), np.int16)
     for out in (exact, rounded):
         factors = x.numpy(), packed(weight, Tiling(16, 4), torch.float32), np.zeros(64, np.float32)
-        multiply(16, 4, RECTIFIED, *factors, out)
+        product(Tiling(16, 4), RECTIFIED)(*factors, out)
     assert np.array_equal(rounded, bits(torch.from_numpy(exact))) and (exact > 0).any() and (exact == 0).any()
 
 
@@ -80,7 +80,7 @@ def test_nan_is_not_lost(tiling: Tiling, dtype: torch.dtype, form: int, row: int
     x[row, 7] = torch.nan
     out = np.full((1 if form == HIGHEST else 6, 64), 2.0, np.float32)
     weight = packed(torch.eye(64), tiling, dtype)
-    multiply(*tiling, form, as_held(x, dtype), weight, np.zeros(64, np.float32), out)
+    product(tiling, form)(as_held(x, dtype), weight, np.zeros(64, np.float32), out)
     assert np.isnan(out[0 if form == HIGHEST else row]).all()
     assert np.isnan(out).any(axis=1).sum() == 1
 
@@ -89,9 +89,9 @@ def test_the_number_of_rows_does_not_change_the_last_bit() -> None:
     tiling, x, weight = Tiling(16, 4), torch.randn(11, 64), torch.randn(64, 64)
     factors = packed(weight, tiling, torch.float32), np.zeros(64, np.float32)
     together, alone = np.empty((2, 11, 64), np.float32)
-    multiply(*tiling, BIASED, x.numpy(), *factors, together)
+    product(tiling, BIASED)(x.numpy(), *factors, together)
     for i in range(11):
-        multiply(*tiling, BIASED, x[i : i + 1].numpy(), *factors, alone[i : i + 1])
+        product(tiling, BIASED)(x[i : i + 1].numpy(), *factors, alone[i : i + 1])
     assert np.array_equal(together, alone)
 
 
