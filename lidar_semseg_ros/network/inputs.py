@@ -230,18 +230,10 @@ def _cropped_axis(index: np.ndarray, cells: int) -> tuple[int, int]:
 
 def plane_of_cells(cell: np.ndarray, shape: tuple[int, ...]) -> CroppedPlane:
     """Sort points by their linear cell index (N,) on a grid of this shape."""
-    from lidar_semseg_ros.network.kernels import sorted_order
+    from lidar_semseg_ros.network.kernels import cells_in_order
 
-    count = np.bincount(cell, minlength=int(np.prod(shape)))
-    occupied = np.flatnonzero(count)
-    weight = np.divide(1.0, count + 1e-6, out=np.zeros(len(count)), where=count > 0).astype(np.float32)
-    return CroppedPlane(
-        cell=cell,
-        order=sorted_order(cell).astype(np.int64),
-        start=np.cumsum(count[occupied]) - count[occupied],
-        occupied=occupied,
-        weight=weight.reshape(shape),
-    )
+    order, start, occupied, weight = cells_in_order(cell, int(np.prod(shape)))
+    return CroppedPlane(cell=cell, order=order, start=start, occupied=occupied, weight=weight.reshape(shape))
 
 
 def _features(frame: LidarFrame, rows: np.ndarray, config: InputConfig) -> np.ndarray:
@@ -252,10 +244,13 @@ def _features(frame: LidarFrame, rows: np.ndarray, config: InputConfig) -> np.nd
     if frame.intensity is None:
         columns["intensity"] = np.zeros(len(rows), np.float32)
     else:
-        columns["intensity"] = (frame.intensity[rows] - config.intensity_mean) / config.intensity_std
-    features = np.stack([columns[name] for name in config.features], axis=1).astype(np.float32)
-    # A driver that writes NaN as intensity must not blank the point and, through its cells, others.
-    return np.nan_to_num(features, copy=False, nan=0.0, posinf=0.0, neginf=0.0)
+        intensity = (frame.intensity.take(rows) - config.intensity_mean) / config.intensity_std
+        # A driver that writes NaN as intensity must not blank the point and, through its cells, others.
+        columns["intensity"] = np.nan_to_num(intensity, copy=False, nan=0.0, posinf=0.0, neginf=0.0)
+    features = np.empty((len(rows), len(config.features)), np.float32)
+    for place, name in enumerate(config.features):
+        features[:, place] = columns[name]
+    return features
 
 
 def to_points(logits: np.ndarray, prepared: NetworkInput) -> PointLabels:
@@ -264,21 +259,19 @@ def to_points(logits: np.ndarray, prepared: NetworkInput) -> PointLabels:
     Each measured row takes the label of its nearest kept point; rows without a return, and those with no kept point
     near enough, are UNLABELLED.
     """
-    from lidar_semseg_ros.network.kernels import highest_of_rows
+    from lidar_semseg_ros.network.kernels import fill_rows, highest_of_rows
 
     class_id = np.full(prepared.points, UNLABELLED, np.uint8)
     probability = np.zeros(prepared.points, np.float32)
     entropy = np.ones(prepared.points, np.float32)
     if len(prepared):
-        labelled = prepared.nearest >= 0
-        rows, source = prepared.measured[labelled], prepared.nearest[labelled]
         highest, best = highest_of_rows(logits)
         shifted = logits - highest
         exponential = np.exp(shifted)
         total = np.einsum("ij->i", exponential)
         # H = log Σe^s − Σ s·e^s / Σe^s, with no logarithm of a vanishing probability.
         nats = np.log(total) - np.einsum("ij,ij->i", shifted, exponential) / total
-        class_id[rows] = best[source]
-        probability[rows] = (1.0 / total).astype(np.float32)[source]
-        entropy[rows] = np.clip(nats / np.log(max(logits.shape[1], 2)), 0.0, 1.0).astype(np.float32)[source]
+        certain = (1.0 / total).astype(np.float32)
+        spread = np.clip(nats / np.log(max(logits.shape[1], 2)), 0.0, 1.0).astype(np.float32)
+        fill_rows(prepared.measured, prepared.nearest, (best, certain, spread), (class_id, probability, entropy))
     return PointLabels(class_id=class_id, probability=probability, entropy=entropy)

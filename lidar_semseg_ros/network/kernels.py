@@ -71,6 +71,44 @@ def highest_of_rows(values: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
 
 
 @compiled
+def fill_rows(
+    rows: np.ndarray,
+    source: np.ndarray,
+    values: tuple[np.ndarray, np.ndarray, np.ndarray],
+    targets: tuple[np.ndarray, np.ndarray, np.ndarray],
+) -> None:
+    """Copy values[…][source[i]] to targets[…][rows[i]] where source[i] is not negative."""
+    for i in range(len(rows)):
+        row, place = rows[i], source[i]
+        if place >= 0:
+            targets[0][row], targets[1][row], targets[2][row] = values[0][place], values[1][place], values[2][place]
+
+
+@compiled
+def cells_in_order(cell: np.ndarray, cells: int) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
+    """Sort points stably by their cells, (N,) int64, of which there are few.
+
+    Gives order (N,), start (M,) and occupied (M,), as in CroppedPlane, and the weights of all cells, float32.
+    """
+    place = np.zeros(cells + 1, np.int64)
+    for one in cell:
+        place[one + 1] += 1
+    weight, start, occupied = np.zeros(cells, np.float32), np.empty(cells, np.int64), np.empty(cells, np.int64)
+    count = 0
+    for one in range(cells):
+        points = place[one + 1]
+        if points > 0:
+            start[count], occupied[count], weight[one] = place[one], one, np.float32(1 / (points + 1e-6))
+            count += 1
+        place[one + 1] += place[one]
+    order = np.empty(len(cell), np.int64)
+    for i in range(len(cell)):
+        order[place[cell[i]]] = i
+        place[cell[i]] += 1
+    return order, start[:count].copy(), occupied[:count].copy(), weight
+
+
+@compiled
 def sorted_order(number: np.ndarray) -> np.ndarray:
     """Sort stably by radix: the order (N,) int32 of numbers (N,) int64 that are not negative."""
     largest = np.int64(0)
