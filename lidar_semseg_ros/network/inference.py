@@ -1,9 +1,11 @@
 """A network made ready to label sweeps on a CPU, in place; on a GPU it is network/fused_network.py.
 
-Three things make it faster than the network written as modules. A chunk of points goes through all steps of a
-layer while it lies in a core's cache. Grids exist on occupied cells only (network/grid_kernels.py). And the chunks are
-shared by a few workers whose matrix products run on one core each: a product shared by all cores waits for the slowest
-of them at its end, and on a robot, where other processes run, that is a time slice and not a microsecond.
+Four things make it faster than the network written as modules. A chunk of points goes through all steps of a layer
+while it lies in a core's cache. Grids exist on occupied cells only (network/grid_kernels.py). The products of networks
+with ReLU are finished in a core's registers (network/tiles.py; other networks and processors take those of libraries,
+network/library_products.py). And the chunks are shared by a few workers whose products run on one core each: a product
+shared by all cores waits for the slowest of them at its end, and on a robot, where other processes run, that is a time
+slice and not a microsecond.
 
 Chunks do not depend on the number of workers, so neither does the last bit of the logits.
 Letters as in network/waffleiron.py; M: occupied cells of a plane, G: these and those around them, n: points of a chunk.
@@ -115,9 +117,17 @@ class CpuWaffleIron:
 
     def logits(self, prepared: NetworkInput) -> Tensor:
         """Compute logits (N, outputs) float32 of N ≥ 1 kept points."""
+        logits = torch.empty(len(prepared), self.config.outputs)
+        self._workers.lead(lambda: self._write(prepared, logits))
+        return logits
+
+    def logits_of(self, prepared: Sequence[NetworkInput]) -> list[Tensor]:
+        """Compute the logits of several clouds one after the other."""
+        return [self.logits(one) for one in prepared]
+
+    def _write(self, prepared: NetworkInput, logits: Tensor) -> None:
         points, planes = len(prepared), [Cells.on(plane) for plane in prepared.planes]
         tokens_NC = self._room.take("tokens", (points, self.config.width))
-        logits = torch.empty(points, self.config.outputs)
 
         def embed(begin: int, end: int) -> None:
             self._embedding.write(begin, end, prepared, tokens_NC)
@@ -130,11 +140,6 @@ class CpuWaffleIron:
         for layer, (spatial_mix, channel_mix) in enumerate(self._layers):
             self._layer(tokens_NC, planes[layer % len(planes)], spatial_mix, channel_mix)
         self._workers.share(edges(points, self._rows), classify)
-        return logits
-
-    def logits_of(self, prepared: Sequence[NetworkInput]) -> list[Tensor]:
-        """Compute the logits of several clouds one after the other."""
-        return [self.logits(one) for one in prepared]
 
     def _layer(self, tokens_NC: Tensor, cells: Cells, spatial_mix: SpatialMix, channel_mix: Any) -> None:
         occupied, around, channels = len(cells.hidden), len(cells.around), tokens_NC.shape[1]

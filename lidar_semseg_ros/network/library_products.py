@@ -1,4 +1,7 @@
-"""The products of a network on a CPU by the libraries that PyTorch brings, and what comes before and after them."""
+"""The products of a network on a CPU by the libraries that PyTorch brings, and what comes before and after them.
+
+For GELU, for processors with matrix units or without the vectors that network/tiles.py knows, and for odd widths.
+"""
 
 from __future__ import annotations
 

@@ -7,43 +7,59 @@ import math
 import threading
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from typing import TypeVar
 
 import numpy as np
 import torch
 from torch import Tensor
+
+T = TypeVar("T")
 
 ROOM_TO_GROW = 1.25
 """Arrays are made this much larger than a sweep needs, so that the next larger one finds room."""
 
 
 class Workers:
-    """Threads that share the parts of a step; PyTorch runs on one core in each of them."""
+    """Threads that share the parts of a step; PyTorch runs on one core in each of them.
+
+    One of them leads: it goes from step to step, and does parts itself, for to wake a thread takes as long as a part.
+    """
 
     def __init__(self, count: int) -> None:
-        self.count = count
-        self._pool = ThreadPoolExecutor(count, thread_name_prefix="network")
+        self._leader = ThreadPoolExecutor(1, thread_name_prefix="network")
+        self._others = [ThreadPoolExecutor(1, thread_name_prefix="network") for _ in range(count - 1)]
         # The number of threads is each thread's own from its first operation on, but it is set for all later ones too.
         before, ready = torch.get_num_threads(), threading.Barrier(count)
 
-        def on_one_core(_: int) -> None:
+        def on_one_core() -> None:
             torch.set_num_threads(1)
             torch.get_num_threads()
             ready.wait()
 
-        list(self._pool.map(on_one_core, range(count)))
+        for begun in [thread.submit(on_one_core) for thread in (self._leader, *self._others)]:
+            begun.result()
         torch.set_num_threads(before)
 
+    def lead(self, work: Callable[[], T]) -> T:
+        """Do the work, which calls `share`, in the leading thread."""
+        return self._leader.submit(torch.inference_mode()(work)).result()
+
     def share(self, edges: Sequence[int], step: Callable[[int, int], object]) -> None:
-        """Do step(begin, end) for each pair of successive edges, the next one by whoever is free."""
+        """Do step(begin, end) for each pair of successive edges, the next one by whoever is free; within `lead`."""
         parts = itertools.count()
 
         def work() -> None:
-            with torch.inference_mode():
-                while (part := next(parts)) < len(edges) - 1:
-                    step(edges[part], edges[part + 1])
+            while (part := next(parts)) < len(edges) - 1:
+                step(edges[part], edges[part + 1])
 
-        futures = [self._pool.submit(work) for _ in range(min(self.count, len(edges) - 1))]
-        for fault in [future.exception() for future in futures]:  # all, for none may go on while the next step begins
+        helpers = self._others[: max(len(edges) - 2, 0)]
+        futures = [thread.submit(torch.inference_mode()(work)) for thread in helpers]
+        try:
+            work()
+        finally:
+            # All of them, for none may go on while the next step begins; those that are not awake yet need not come.
+            faults = [future.exception() for future in futures if not future.cancel()]
+        for fault in faults:
             if fault is not None:
                 raise fault
 

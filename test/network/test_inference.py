@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import functools
 import itertools
+import threading
 from dataclasses import replace
 from pathlib import Path
 from types import ModuleType
@@ -133,17 +135,43 @@ def test_nothing_of_a_larger_sweep_is_left_in_a_smaller_one() -> None:
 
 def test_other_threads_keep_their_number_of_cores() -> None:
     before = torch.get_num_threads()
-    workers, seen = Workers(2), []
-    workers.share([0, 1, 2], lambda begin, end: seen.append(torch.get_num_threads()))
-    assert seen == [1, 1] and torch.get_num_threads() == before
+    workers, seen, both = Workers(2), [], threading.Barrier(2)
+
+    def look(begin: int, end: int) -> None:
+        both.wait(10)  # the leader and the other one, a part each
+        seen.append((begin, torch.get_num_threads()))
+
+    workers.lead(lambda: workers.share([0, 1, 2], look))
+    assert sorted(seen) == [(0, 1), (1, 1)] and torch.get_num_threads() == before
 
 
-def test_a_fault_in_a_worker_reaches_the_caller() -> None:
+@pytest.mark.parametrize("count", [1, 2, 5])
+def test_a_step_is_done_when_it_ends_whoever_did_it(count: int) -> None:
+    workers, done = Workers(count), []
+
+    def note(step: int, begin: int, end: int) -> None:
+        done.append((step, begin, end))
+
+    def steps() -> None:
+        for step in range(50):
+            workers.share([0, 3, 4, 9], functools.partial(note, step))
+            assert sorted(done[3 * step :]) == [(step, 0, 3), (step, 3, 4), (step, 4, 9)]
+
+    workers.lead(steps)
+    assert len(done) == 150
+
+
+@pytest.mark.parametrize("at_fault", [0, 1])
+def test_a_fault_in_a_worker_reaches_the_caller(at_fault: int) -> None:
+    workers, both = Workers(2), threading.Barrier(2)
+
     def fail(begin: int, end: int) -> None:
-        raise MemoryError
+        both.wait(10)
+        if begin == at_fault:
+            raise MemoryError
 
     with pytest.raises(MemoryError):
-        Workers(2).share([0, 1, 2], fail)
+        workers.lead(lambda: workers.share([0, 1, 2], fail))
 
 
 @pytest.mark.parametrize(
