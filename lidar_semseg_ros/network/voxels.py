@@ -30,7 +30,7 @@ class Voxels:
 
     xyz: np.ndarray
     voxel: np.ndarray
-    cells: Cells
+    cells: CellList
     low: np.ndarray
     highest: np.ndarray
     voxel_size_m: float
@@ -40,7 +40,7 @@ class Voxels:
         return self.cells.order[self.cells.starts[:-1]].astype(np.int64)
 
 
-class Cells(NamedTuple):
+class CellList(NamedTuple):
     """Points sorted by the cells of 2^level voxels along each axis in which they lie (network/kernels.py).
 
     along_x, along_y: by how much numbers of cells grow along these axes. numbers: (M + 1,) of the occupied ones, the
@@ -55,7 +55,7 @@ class Cells(NamedTuple):
     order: np.ndarray
 
 
-def cells_of(voxel: np.ndarray, level: int, highest: np.ndarray) -> Cells:
+def cells_of(voxel: np.ndarray, level: int, highest: np.ndarray) -> CellList:
     """Sort points by cell; none of their voxels (R, 3) is beyond `highest` along an axis."""
     from lidar_semseg_ros.network.kernels import cell_numbers, runs_of_equal, sorted_order
 
@@ -63,7 +63,7 @@ def cells_of(voxel: np.ndarray, level: int, highest: np.ndarray) -> Cells:
     _, of_y, of_z = ((int(most) >> level) + 2 for most in highest)
     number = cell_numbers(voxel, level, of_y * of_z, of_z)
     order = sorted_order(number)
-    return Cells(level, of_y * of_z, of_z, *runs_of_equal(number, order), order)
+    return CellList(level, of_y * of_z, of_z, *runs_of_equal(number, order), order)
 
 
 def voxelise(xyz: np.ndarray, voxel_size_m: float) -> Voxels:
