@@ -54,6 +54,7 @@ setup(
     ],
     install_requires=[
         "setuptools",
+        "llvmlite",
         "mcap>=1.6",
         "numba",
         "numpy",

@@ -154,6 +154,7 @@ class DevicePreparation:
         axes, grid, points = PLANE_AXES[self._config.planes[plane]], height * width, len(xyz)
         at = torch.stack([xyz[:, axis] for axis in axes], dim=1).double()
         row, column = ((at - self._corner[plane]) / self._cell_m[plane]).long().unbind(1)
+        row, column = row.clamp(max=height - 1), column.clamp(max=width - 1)  # as inputs.grid_cells
         # A row that is no point lies in a cell beyond the grid, and no list of cells has that one.
         cell, order = (row * width + column).masked_fill(beyond, grid).sort(stable=True)
         begins = _begins(cell) & (cell < grid)

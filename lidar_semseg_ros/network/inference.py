@@ -98,7 +98,7 @@ def _arrays(convolution: Any) -> tuple[np.ndarray, np.ndarray]:
 class CpuWaffleIron:
     """A network made ready for inference on a CPU; not for two threads at once.
 
-    dtype: float32, or bfloat16 for the products of C × C; tokens and grids are float32 in both.
+    dtype: float32, or bfloat16 or float16 for the products of C × C; tokens and grids are float32 in all of them.
     """
 
     most_clouds = 1  # every core is busy with one, and a chunk of another one's rows is the same work
@@ -135,7 +135,7 @@ class CpuWaffleIron:
         def classify(begin: int, end: int) -> None:
             logits[begin:end] = self._head(tokens_NC[begin:end])
 
-        # Two arrays are all that a chunk needs here, so it may be twice as large, and Python is called half as often.
+        # The libraries' embedding keeps two arrays of a chunk, so that may be twice as large; tiles those of a point.
         self._workers.share(edges(points, max(2 * self._rows // prepared.neighbours.shape[1], 1)), embed)
         for layer, (spatial_mix, channel_mix) in enumerate(self._layers):
             self._layer(tokens_NC, planes[layer % len(planes)], spatial_mix, channel_mix)
@@ -144,7 +144,7 @@ class CpuWaffleIron:
     def _layer(self, tokens_NC: Tensor, cells: Cells, spatial_mix: SpatialMix, channel_mix: Any) -> None:
         occupied, around, channels = len(cells.hidden), len(cells.around), tokens_NC.shape[1]
         mean_MC = self._room.take("mean", (occupied, channels)).numpy()
-        hidden_GC = self._room.take("hidden", (around, channels))
+        hidden_GC = self._room.take("hidden cells", (around, channels))
         mixed_MC = self._room.take("mixed", (occupied, channels)).numpy()
         tokens, hidden, mix = tokens_NC.numpy(), hidden_GC.numpy(), spatial_mix
         rectify = isinstance(mix.activation, nn.ReLU)

@@ -208,7 +208,8 @@ def grid_cells(xyz: np.ndarray, config: InputConfig, plane: int) -> tuple[np.nda
     row_and_column = []
     for axis, cells in zip(PLANE_AXES[config.planes[plane]], config.grids[plane]):
         low, high = config.fov_min_m[axis], config.fov_max_m[axis]
-        row_and_column.append(((xyz[:, axis].astype(np.float64) - low) / ((high - low) / cells)).astype(np.int64))
+        index = ((xyz[:, axis].astype(np.float64) - low) / ((high - low) / cells)).astype(np.int64)
+        row_and_column.append(np.minimum(index, cells - 1))  # which in a vast box is rounded beyond its end
     return row_and_column[0], row_and_column[1]
 
 

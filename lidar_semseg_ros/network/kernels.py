@@ -86,12 +86,14 @@ def fill_rows(
 
 @compiled
 def cells_in_order(cell: np.ndarray, cells: int) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
-    """Sort points stably by their cells, (N,) int64, of which there are few.
+    """Sort points stably by their cells, (N,) int64, of which there are few; ValueError for a cell beyond them.
 
     Gives order (N,), start (M,) and occupied (M,), as in CroppedPlane, and the weights of all cells, float32.
     """
     place = np.zeros(cells + 1, np.int64)
     for one in cell:
+        if not 0 <= one < cells:
+            raise ValueError("a point lies in a cell beyond the grid")
         place[one + 1] += 1
     weight, start, occupied = np.zeros(cells, np.float32), np.empty(cells, np.int64), np.empty(cells, np.int64)
     count = 0
@@ -374,7 +376,7 @@ def search_neighbours(
             squared_distances(x, y, z, qx, qy, qz, near)
             near[i - rows[0]] = np.inf  # itself: its column comes first, in its order
             # Every point nearer than this is a candidate.
-            reach_m = size_m + border_of(qx, qy, qz, corner_m, size_m) - slack_m
+            reach_m = max(size_m + border_of(qx, qy, qz, corner_m, size_m) - slack_m, 0.0)
             farthest = smallest(near, count, guess, chosen)
             guess = 1.1 * farthest  # of the next point, which is near
             if farthest <= reach_m * reach_m:
@@ -427,6 +429,6 @@ def search_nearest(
             squared_distances(x, y, z, qx, qy, qz, near)
             best = place_of_least(near)
             distance = near[best] if best >= 0 else np.inf
-            reach_m = size_m + border_of(qx, qy, qz, corner_m, size_m) - slack_m
+            reach_m = max(size_m + border_of(qx, qy, qz, corner_m, size_m) - slack_m, 0.0)
             if min(distance, limit) <= reach_m * reach_m:
                 nearest[row] = order[rows[best]] if distance < limit else -1

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import hashlib
 import logging
 from collections.abc import Callable, Collection
 from functools import cache
@@ -33,11 +34,15 @@ class _MendingCache(FunctionCache):
     """Numba's cache, whose faults cost time and no more: a power cut leaves empty files, and a disk may be full.
 
     What is kept is good as long as no module of the same folder changes, for functions contain those that they call.
+    File names tell the state that it is of: numba writes the index first, and what lay there would be taken for new.
     """
 
     def __init__(self, function: Callable[..., Any]) -> None:
         super().__init__(function)
-        self._cache_file._source_stamp = _stamp_of(Path(function.__code__.co_filename).parent)
+        stamp, kept = _stamp_of(Path(function.__code__.co_filename).parent), self._cache_file
+        state = hashlib.sha256(repr(stamp).encode()).hexdigest()[:12]
+        self._name, self._state_name = (f"{self._impl.filename_base}.{part}" for part in ("", f"{state}."))
+        kept._source_stamp, kept._data_name_pattern = stamp, self._state_name + "{number:d}.nbc"
 
     def load_overload(self, sig: Any, target_context: Any) -> Any:
         """Give what is kept for a signature; None, and a cache that is empty, if it cannot be read."""
@@ -52,6 +57,9 @@ class _MendingCache(FunctionCache):
     def save_overload(self, sig: Any, data: Any) -> None:
         """Keep what was compiled for a signature, if it can be written."""
         try:
+            for file in Path(self.cache_path).glob("*.nbc"):
+                if file.name.startswith(self._name) and not file.name.startswith(self._state_name):
+                    file.unlink(missing_ok=True)
             super().save_overload(sig, data)
         except OSError as error:
             logger.warning("compiled code cannot be kept in %s, so every start compiles: %s", self.cache_path, error)
@@ -60,5 +68,9 @@ class _MendingCache(FunctionCache):
 @cache
 def _stamp_of(folder: Path) -> tuple[tuple[str, int, int], ...]:
     """List the modules of a folder, when each was written, and how large it is."""
-    states = [(file.name, file.stat()) for file in sorted(folder.glob("*.py"))]
-    return tuple((name, state.st_mtime_ns, state.st_size) for name, state in states)
+    found = []
+    for file in sorted(folder.glob("[!.]*.py")):  # and not what an editor notes beside them
+        with contextlib.suppress(OSError):
+            state = file.stat()
+            found.append((file.name, state.st_mtime_ns, state.st_size))
+    return tuple(found)

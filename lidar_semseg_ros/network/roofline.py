@@ -54,7 +54,7 @@ def cost_of(network: Mapping[str, Any], prepared: NetworkInput) -> Cost:
 
 
 def measured_ceilings(device: str, threads: int) -> Ceilings:
-    """Measure for a second or two; threads: of the CPU, 0 for as many as PyTorch takes."""
+    """Measure for a few seconds; threads: of the CPU, 0 for as many as PyTorch takes."""
     import torch
 
     from lidar_semseg_ros.network.tiles import BIASED, packed, product, tiling_for

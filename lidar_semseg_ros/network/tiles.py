@@ -18,6 +18,7 @@ import numpy as np
 import torch
 from llvmlite import binding, ir
 from numba.core import types
+from numba.core.errors import TypingError
 from numba.core.registry import cpu_target
 from numba.extending import intrinsic
 from numba.misc.special import literally
@@ -94,7 +95,18 @@ def tile(
     out: Any,
     out_row: Any,
 ) -> Any:
-    """Compute one tile: rows from `row` on of factor (n, K) times weight[panel] go to out (n, C) from `out_row` on."""
+    """Compute one tile: rows from `row` on of factor (n, K ≥ 1) times weight[panel] go to out (n, C) from `out_row` on.
+
+    TypingError, when it is compiled, for arrays that are not contiguous or of other types than those of a form.
+    """
+    if not all(isinstance(one, types.IntegerLiteral) for one in (lanes, vectors, rows, form)):
+        raise TypingError("lanes, vectors, rows and form of a tile are constants")
+    exact = form.literal_value & (ADDED | HIGHEST)
+    out_types = (types.float32,) if exact else (types.float32, types.int16)
+    kinds = ((types.float32, types.int16), (factor.dtype,), (types.float32,), out_types)
+    for array, known in zip((factor, weight, bias, out), kinds):
+        if array.layout != "C" or array.dtype not in known:
+            raise TypingError(f"a tile takes contiguous {' or '.join(map(str, known))}, but got {array}")
     shape = Tiling(lanes.literal_value, vectors.literal_value)
     signature = types.void(lanes, vectors, rows, form, factor, row, weight, panel, bias, out, out_row)
 

@@ -6,7 +6,7 @@ import itertools
 import math
 import threading
 from collections.abc import Callable, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor
 from typing import TypeVar
 
 import numpy as np
@@ -41,7 +41,7 @@ class Workers:
         torch.set_num_threads(before)
 
     def lead(self, work: Callable[[], T]) -> T:
-        """Do the work, which calls `share`, in the leading thread."""
+        """Do the work, which calls `share` but not `lead`, in the leading thread."""
         return self._leader.submit(torch.inference_mode()(work)).result()
 
     def share(self, edges: Sequence[int], step: Callable[[int, int], object]) -> None:
@@ -53,8 +53,10 @@ class Workers:
                 step(edges[part], edges[part + 1])
 
         helpers = self._others[: max(len(edges) - 2, 0)]
-        futures = [thread.submit(torch.inference_mode()(work)) for thread in helpers]
+        futures: list[Future[None]] = []
         try:
+            for thread in helpers:
+                futures.append(thread.submit(torch.inference_mode()(work)))
             work()
         finally:
             # All of them, for none may go on while the next step begins; those that are not awake yet need not come.

@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 
@@ -10,6 +12,7 @@ from lidar_semseg_ros.network.inputs import (
     cropped_plane,
     grid_cells,
     inside_fov,
+    plane_of_cells,
     prepare,
     to_points,
 )
@@ -170,3 +173,14 @@ def test_of_more_points_than_allowed_so_many_are_fed_and_the_others_take_their_l
     for octant in range(8):
         inside = ((frame.xyz > 0) == [(octant >> axis) & 1 == 1 for axis in range(3)]).all(axis=1)
         assert 30 < np.count_nonzero(inside[thinned.kept]) < 100
+
+
+def test_in_a_box_so_vast_that_cells_are_rounded_points_stay_on_the_grid() -> None:
+    vast = replace(CONFIG, fov_min_m=(-1e18, *CONFIG.fov_min_m[1:]))
+    xyz = np.random.default_rng(0).uniform(-0.5, 0.5, (500, 3)).astype(np.float32)
+    prepared = prepare(LidarFrame(stamp_ns=0, frame_id="", xyz=xyz), vast)
+    assert len(prepared) > 100
+    for plane in prepared.planes:
+        assert plane.cell.min() >= 0 and plane.cell.max() < plane.weight.size
+    with pytest.raises(ValueError, match="beyond the grid"):
+        plane_of_cells(np.array([3, 16]), (4, 4))

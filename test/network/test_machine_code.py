@@ -64,6 +64,29 @@ def test_what_was_compiled_is_not_used_once_a_module_beside_it_changes(folder: P
     assert hits(again := loaded(folder)) == 0 and again.doubled(21) == 42 and hits(again) == 1
 
 
+def test_code_of_old_sources_is_not_taken_for_new_by_what_a_kill_left(
+    folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    beside = folder / "called.py"
+    beside.write_text("one = 1")
+    loaded(folder).doubled(1)
+    old = kept(folder, ".nbc")
+    beside.write_text("one = 11")
+    machine_code._stamp_of.cache_clear()
+    with monkeypatch.context() as killed:
+        killed.setattr("numba.core.caching.IndexDataCacheFile._save_data", lambda *_: None)
+        assert loaded(folder).doubled(21) == 42
+    after = loaded(folder)
+    assert after.doubled(21) == 42 and hits(after) == 0
+    assert len(kept(folder, ".nbc")) == 1 and kept(folder, ".nbc") != old
+
+
+def test_what_an_editor_leaves_beside_the_modules_does_no_harm(folder: Path) -> None:
+    (folder / ".#kernel.py").symlink_to("someone@somewhere.1")
+    (folder / "gone.py").symlink_to(folder / "nowhere.py")
+    assert loaded(folder).doubled(21) == 42
+
+
 @pytest.mark.parametrize("ending", [".nbi", ".nbc"])
 @pytest.mark.parametrize("left", [b"", b"\x80\x04broken"])
 def test_files_that_a_power_cut_emptied_are_made_anew_with_a_warning(

@@ -5,6 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 import torch
+from numba.core.errors import TypingError
 
 from lidar_semseg_ros.network import tiles
 from lidar_semseg_ros.network.tiles import ADDED, BIASED, HIGHEST, RECTIFIED, Tiling, packed, product, tiling_for
@@ -114,3 +115,22 @@ def test_tiles_are_taken_where_they_are_known_to_be_faster(
 ) -> None:
     monkeypatch.setattr(tiles, "processor_features", lambda: frozenset(features.split(",")))
     assert tiling_for(width, dtype) == expected
+
+
+@pytest.mark.parametrize(
+    ("form", "factor", "bias", "out"),
+    [
+        (BIASED, np.zeros((4, 64)), np.zeros(64, np.float32), np.zeros((4, 64), np.float32)),
+        (BIASED, np.zeros((4, 64), np.float32, "F"), np.zeros(64, np.float32), np.zeros((4, 64), np.float32)),
+        (BIASED, np.zeros((4, 64), np.float32), np.zeros(64), np.zeros((4, 64), np.float32)),
+        (ADDED, np.zeros((4, 64), np.float32), np.zeros(64, np.float32), np.zeros((4, 64), np.int16)),
+        (HIGHEST, np.zeros((4, 64), np.float32), np.zeros(64, np.float32), np.zeros((1, 64), np.int16)),
+    ],
+    ids=["double", "by columns", "double bias", "sum in bfloat16", "maximum in bfloat16"],
+)
+def test_arrays_that_a_tile_would_read_wrongly_are_refused(
+    form: int, factor: np.ndarray, bias: np.ndarray, out: np.ndarray
+) -> None:
+    weight = packed(torch.eye(64), Tiling(16, 4), torch.float32)
+    with pytest.raises(TypingError, match="a tile takes contiguous"):
+        product(Tiling(16, 4), form)(factor, weight, bias, out)
