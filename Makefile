@@ -7,7 +7,7 @@ READY := $(VENV)/.ready
 RUN := env -u PYTHONPATH -u AMENT_PREFIX_PATH $(BIN)
 
 # Nodes count what comes too late and what is lost, so their tests run one after the other, when all others are done.
-# Where ROS 2 is missing they are all skipped, for which pytest ends with status 5.
+# Where ROS 2 is missing they are all skipped, for which pytest ends with status 5. What they all run is compiled before.
 LIVE := test/ros test/launch test/test_demo.py
 
 .PHONY: demo test check bench clean
@@ -19,6 +19,7 @@ test: $(READY)
 ifdef ARGS
 	@$(RUN)/python -m pytest $(ARGS)
 else
+	@$(RUN)/lidar-semseg bench --build-only --device cpu
 	@OMP_NUM_THREADS=1 $(RUN)/python -m pytest -n auto --maxprocesses 4 --dist loadfile --no-loadscope-reorder \
 		$(LIVE:%=--ignore=%)
 	@$(RUN)/python -m pytest $(LIVE) || test $$? = 5
