@@ -155,7 +155,7 @@ def prepare(frame: LidarFrame, config: InputConfig, max_points: int = 0) -> Netw
     kept_xyz = frame.xyz.take(measured[kept], axis=0)
     return NetworkInput(
         points=len(frame),
-        features=_features(frame, measured[kept], config),
+        features=_features(frame, measured[kept], kept_xyz, config),
         neighbours=neighbours,
         planes=tuple(
             cropped_plane(*grid_cells(kept_xyz, config, plane), config.grids[plane])
@@ -237,8 +237,7 @@ def plane_of_cells(cell: np.ndarray, shape: tuple[int, ...]) -> CroppedPlane:
     return CroppedPlane(cell=cell, order=order, start=start, occupied=occupied, weight=weight.reshape(shape))
 
 
-def _features(frame: LidarFrame, rows: np.ndarray, config: InputConfig) -> np.ndarray:
-    xyz = frame.xyz.take(rows, axis=0)
+def _features(frame: LidarFrame, rows: np.ndarray, xyz: np.ndarray, config: InputConfig) -> np.ndarray:
     columns = {name: xyz[:, axis] for name, axis in AXES.items()}
     columns["height"] = columns["z"]
     columns["radius"] = np.sqrt(np.einsum("ij,ij->i", xyz, xyz))

@@ -91,25 +91,16 @@ class Embedding:
         weights = embedding_weights(model)
         tiling = required_tiling(model.config.width, dtype)
         exact = required_tiling(model.config.width, torch.float32)
-        none = torch.zeros_like(weights.bias)
-        self._products = [
-            array
-            for weight, bias, kind, shape in (
-                (weights.point, weights.bias, torch.float32, exact),
-                (weights.relative, weights.shift, torch.float32, exact),
-                (weights.mix, none, dtype, tiling),
-                (weights.highest, none, torch.float32, exact),
-            )
-            for array in (packed(weight.t(), shape, kind), bias.numpy())
-        ]
-        self._embed = embedding(exact, tiling)
-        self._hidden_type = np.int16 if dtype == torch.bfloat16 else np.float32
+        point, relative, highest = (
+            packed(weight.t(), exact, torch.float32) for weight in (weights.point, weights.relative, weights.highest)
+        )
+        mix = packed(weights.mix.t(), tiling, dtype)
+        self._weights = point, weights.bias.numpy(), relative, weights.shift.numpy(), mix, highest
+        self._embed = embedding(exact, tiling, dtype == torch.bfloat16)
 
     def write(self, begin: int, end: int, prepared: NetworkInput, tokens_NC: Tensor) -> None:
         """Embed the points begin … end."""
-        count, width = prepared.neighbours.shape[1], tokens_NC.shape[1]
-        hidden = np.empty((-(-count // ROWS) * ROWS, width), self._hidden_type)
-        self._embed(begin, end, prepared.features, prepared.neighbours, *self._products, hidden, tokens_NC.numpy())
+        self._embed(begin, end, prepared.features, prepared.neighbours, *self._weights, tokens_NC.numpy())
 
 
 def required_tiling(width: int, dtype: torch.dtype) -> Tiling:
@@ -121,8 +112,9 @@ def required_tiling(width: int, dtype: torch.dtype) -> Tiling:
 
 
 @cache
-def embedding(exact: Tiling, tiling: Tiling) -> Callable[..., None]:
-    """Make `embed` for these tiles of the float32 products and of that with Wb."""
+def embedding(exact: Tiling, tiling: Tiling, rounds: bool) -> Callable[..., None]:
+    """Make `embed` for these tiles of the float32 products and of that with Wb, whose factors are rounded or not."""
+    hidden_type = np.int16 if rounds else np.float32
     (lanes, vectors), (mix_lanes, mix_vectors) = exact, tiling
 
     @compiled
@@ -136,16 +128,15 @@ def embedding(exact: Tiling, tiling: Tiling) -> Callable[..., None]:
         relative: np.ndarray,
         shift_C: np.ndarray,
         mix: np.ndarray,
-        no_mix_bias_C: np.ndarray,
         highest: np.ndarray,
-        no_bias_C: np.ndarray,
-        hidden_KC: np.ndarray,
         tokens_NC: np.ndarray,
     ) -> None:
-        """Write the tokens of the points begin … end; weights are packed, and `hidden_KC` holds those of one point."""
-        inputs, count, last = x_NI.shape[1], len(hidden_KC), neighbours_NK.shape[1] - 1
+        """Write the tokens of the points begin … end; weights are packed."""
+        inputs, channels, last = x_NI.shape[1], tokens_NC.shape[1], neighbours_NK.shape[1] - 1
+        count = (last + ROWS) // ROWS * ROWS  # whole tiles
         difference_KI = np.empty((count, inputs), np.float32)
-        most_rC = np.empty((ROWS, tokens_NC.shape[1]), np.float32)
+        hidden_KC = np.empty((count, channels), hidden_type)
+        most_rC, no_bias_C = np.empty((ROWS, channels), np.float32), np.zeros(channels, np.float32)
         for first in range(begin, end, ROWS):
             points = slice(first, min(first + ROWS, end))
             most_rC[:] = -np.inf
@@ -156,7 +147,7 @@ def embedding(exact: Tiling, tiling: Tiling) -> Callable[..., None]:
                         difference_KI[k, f] = x_NI[j, f] - x_NI[i, f]
                 multiply(lanes, vectors, RECTIFIED, difference_KI, relative, shift_C, hidden_KC)
                 most_1C = most_rC[i - first : i - first + 1]
-                multiply(mix_lanes, mix_vectors, HIGHEST, hidden_KC, mix, no_mix_bias_C, most_1C)
+                multiply(mix_lanes, mix_vectors, HIGHEST, hidden_KC, mix, no_bias_C, most_1C)
             multiply(lanes, vectors, BIASED, x_NI[points], point, bias_C, tokens_NC[points])
             multiply(lanes, vectors, ADDED, most_rC[: points.stop - first], highest, no_bias_C, tokens_NC[points])
 
