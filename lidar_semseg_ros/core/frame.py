@@ -65,8 +65,9 @@ class LidarFrame:
         """Which rows are measurements: (N,) bool, finite, not at the origin, and nearer to it than within_m."""
         # A sum is finite only if all its terms are; the square of a large but finite float32 overflows
         # to inf, which no lidar measures either.
-        squared_range = np.einsum("ij,ij->i", self.xyz, self.xyz)
-        with np.errstate(invalid="ignore"):
+        x, y, z = self.xyz.T
+        with np.errstate(invalid="ignore", over="ignore"):
+            squared_range = x * x + y * y + z * z
             has_return: np.ndarray = (squared_range > 0) & (squared_range < within_m**2)
         return has_return
 

@@ -14,6 +14,7 @@ import numpy as np
 
 from lidar_semseg_ros.core.errors import UserError
 from lidar_semseg_ros.core.frame import UNLABELLED, LidarFrame, PointLabels
+from lidar_semseg_ros.network.parts import beside
 from lidar_semseg_ros.network.voxels import Voxels, neighbours_and_nearest, voxelise
 
 AXES = {"x": 0, "y": 1, "z": 2}
@@ -147,20 +148,18 @@ def prepare(frame: LidarFrame, config: InputConfig, max_points: int = 0) -> Netw
     max_points: if positive, of more points than that every so many-th is kept, in the order of their voxels.
     """
     measured, voxels, kept = _entering(frame, config)
-    neighbours, nearest = np.empty((0, config.neighbours), np.int64), np.full(len(measured), -1)
     if 0 < max_points < len(kept):
         kept = kept[np.linspace(0, len(kept) - 1, max_points).astype(np.int64)]
+    seen = beside(lambda: _features_and_planes(frame, measured[kept], config))
+    neighbours, nearest = np.empty((0, config.neighbours), np.int64), np.full(len(measured), -1)
     if voxels is not None and len(kept):
         neighbours, nearest = neighbours_and_nearest(voxels, kept, config.neighbours, config.max_label_distance_m)
-    kept_xyz = frame.xyz.take(measured[kept], axis=0)
+    features, planes = seen()
     return NetworkInput(
         points=len(frame),
-        features=_features(frame, measured[kept], kept_xyz, config),
+        features=features,
         neighbours=neighbours,
-        planes=tuple(
-            cropped_plane(*grid_cells(kept_xyz, config, plane), config.grids[plane])
-            for plane in range(len(config.planes))
-        ),
+        planes=planes,
         kept=measured[kept],
         measured=measured,
         nearest=nearest,
@@ -175,14 +174,15 @@ def entering_rows(frame: LidarFrame, config: InputConfig) -> np.ndarray:
 
 def _entering(frame: LidarFrame, config: InputConfig) -> tuple[np.ndarray, Voxels | None, np.ndarray]:
     """Give the usable rows of a sweep, their voxels (None of no row), and which of these rows stand for a voxel."""
+    from lidar_semseg_ros.network.kernels import points_at
+
     # So near that voxel numbers fit 21 bits per axis: 105 km for voxels of 0.1 m.
     measured = np.flatnonzero(frame.has_return(within_m=config.voxel_size_m * 2**20 * 0.99))
     if len(measured) == 0:
         return measured, None, measured
-    xyz = frame.xyz.take(measured, axis=0)
-    voxels = voxelise(xyz, config.voxel_size_m)
+    voxels = voxelise(points_at(frame.xyz, measured), config.voxel_size_m)
     first = voxels.first_rows()
-    return measured, voxels, first[inside_fov(xyz.take(first, axis=0), config)]
+    return measured, voxels, first[inside_fov(points_at(voxels.xyz, first), config)]
 
 
 def example_input(config: InputConfig) -> NetworkInput:
@@ -237,16 +237,28 @@ def plane_of_cells(cell: np.ndarray, shape: tuple[int, ...]) -> CroppedPlane:
     return CroppedPlane(cell=cell, order=order, start=start, occupied=occupied, weight=weight.reshape(shape))
 
 
+def _features_and_planes(
+    frame: LidarFrame, rows: np.ndarray, config: InputConfig
+) -> tuple[np.ndarray, tuple[CroppedPlane, ...]]:
+    from lidar_semseg_ros.network.kernels import points_at
+
+    xyz = points_at(frame.xyz, rows)
+    planes = tuple(
+        cropped_plane(*grid_cells(xyz, config, plane), config.grids[plane]) for plane in range(len(config.planes))
+    )
+    return _features(frame, rows, xyz, config), planes
+
+
 def _features(frame: LidarFrame, rows: np.ndarray, xyz: np.ndarray, config: InputConfig) -> np.ndarray:
     columns = {name: xyz[:, axis] for name, axis in AXES.items()}
     columns["height"] = columns["z"]
-    columns["radius"] = np.sqrt(np.einsum("ij,ij->i", xyz, xyz))
+    columns["radius"] = np.sqrt(sum(column * column for column in xyz.T))
     if frame.intensity is None:
         columns["intensity"] = np.zeros(len(rows), np.float32)
     else:
         intensity = (frame.intensity.take(rows) - config.intensity_mean) / config.intensity_std
         # A driver that writes NaN as intensity must not blank the point and, through its cells, others.
-        columns["intensity"] = np.nan_to_num(intensity, copy=False, nan=0.0, posinf=0.0, neginf=0.0)
+        columns["intensity"] = np.where(np.isfinite(intensity), intensity, np.float32(0))
     features = np.empty((len(rows), len(config.features)), np.float32)
     for place, name in enumerate(config.features):
         features[:, place] = columns[name]

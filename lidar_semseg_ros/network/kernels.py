@@ -48,6 +48,16 @@ def cell_numbers(voxel: np.ndarray, level: int, along_x: int, along_y: int) -> n
 
 
 @compiled
+def points_at(points: np.ndarray, rows: np.ndarray) -> np.ndarray:
+    """Copy rows of points or voxels (N, 3); NumPy's take needs twice as long for rows so short."""
+    taken = np.empty((len(rows), 3), points.dtype)
+    for i in range(len(rows)):
+        for axis in range(3):
+            taken[i, axis] = points[rows[i], axis]
+    return taken
+
+
+@compiled
 def lowest(xyz: np.ndarray) -> np.ndarray:
     """Find the lower corner (3,) of points (N, 3); NumPy takes four times as long along this axis."""
     low = xyz[0].copy()
@@ -114,8 +124,8 @@ def cells_in_order(cell: np.ndarray, cells: int) -> tuple[np.ndarray, np.ndarray
 def sorted_order(number: np.ndarray) -> np.ndarray:
     """Sort stably by radix: the order (N,) int32 of numbers (N,) int64 that are not negative."""
     largest = np.int64(0)
-    for one in number:
-        largest = max(largest, one)
+    for k in range(len(number)):
+        largest = max(largest, number[k])
     order = np.arange(len(number)).astype(np.int32)
     other = np.empty_like(order)
     mask, shift = np.int64(2**RADIX_BITS - 1), np.int64(0)
@@ -137,12 +147,13 @@ def sorted_order(number: np.ndarray) -> np.ndarray:
 def runs_of_equal(number: np.ndarray, order: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     """List the R different numbers in their order, and LAST, (R + 1,), and where each begins, and the end, (R + 1,)."""
     numbers, starts = np.empty(len(order) + 1, np.int64), np.empty(len(order) + 1, np.int64)
-    count = 0
-    for i in range(len(order)):
+    count: Integer = 0
+    before: Integer = -1
+    for i in range(len(order)):  # without a branch; what is written for a number that is not new, the next one replaces
         one = number[order[i]]
-        if count == 0 or one != numbers[count - 1]:
-            numbers[count], starts[count] = one, i
-            count += 1
+        numbers[count], starts[count] = one, i
+        count += np.int64(one != before)
+        before = one
     numbers[count], starts[count] = LAST, len(order)
     return numbers[: count + 1].copy(), starts[: count + 1].copy()
 
@@ -238,6 +249,33 @@ def gather(
 
 
 @compiled
+def list_candidates(
+    number: Integer,
+    along_x: int,
+    along_y: int,
+    numbers: np.ndarray,
+    starts: np.ndarray,
+    at: np.ndarray,
+    rows: np.ndarray,
+) -> int:
+    """List the few points of a cell and its 26 neighbours; how many there are. Arguments as those of `gather`."""
+    found = 0
+    for column in range(9):
+        first = number + (column // 3 - 1) * along_x + (column % 3 - 1) * along_y - 1
+        place = at[column]
+        while numbers[place] < first:
+            place += 1
+        at[column] = place
+        begin = starts[place]
+        while numbers[place] <= first + 2:
+            place += 1
+        for i in range(begin, starts[place]):
+            rows[found] = i
+            found += 1
+    return found
+
+
+@compiled
 def filled_up(count: int) -> int:
     """Round up to a multiple of LANES."""
     return (count + LANES - 1) // LANES * LANES
@@ -251,18 +289,6 @@ def squared_distances(
     for k in range(len(squared)):
         dx, dy, dz = x[k] - qx, y[k] - qy, z[k] - qz
         squared[k] = dx * dx + dy * dy + dz * dz
-
-
-@compiled
-def place_of_least(values: np.ndarray) -> Integer:
-    """Find where the smallest of values is; two loops without a branch are faster than one with."""
-    least = np.inf
-    for value in values:
-        least = min(least, value)
-    place = np.int64(-1)
-    for k in range(len(values)):
-        place = max(place, np.int64(k) if values[k] == least else np.int64(-1))
-    return place
 
 
 @compiled
@@ -282,8 +308,8 @@ def smallest(values: np.ndarray, count: int, guess: float, chosen: np.ndarray) -
     threshold = guess
     for step in range(48):
         inside = 0
-        for value in values:
-            inside += np.int64(value <= threshold)
+        for i in range(len(values)):
+            inside += np.int64(values[i] <= threshold)
         if count <= inside <= count + SPARE:
             break
         if inside > count:
@@ -413,22 +439,24 @@ def search_nearest(
     already stay as they are, and so do those that a cell and its neighbours do not settle.
     """
     size_m, limit = voxel_size_m * (1 << level), limit_m * limit_m
-    room = most_candidates(starts)
-    x, y, z, squared, rows = np.empty(room), np.empty(room), np.empty(room), np.empty(room), np.empty(room, np.int64)
+    rows = np.empty(most_candidates(starts), np.int64)
     at = columns_before(query_numbers[begin], along_x, along_y, numbers)
     for cell in range(begin, end):
         these = query_order[query_starts[cell] : query_starts[cell + 1]]
         if not any_open(nearest, these):
             continue
-        found = gather(query_numbers[cell], along_x, along_y, numbers, starts, at, points_3M, x, y, z, rows)
-        near, corner_m = squared[: filled_up(found)], corner_of(voxel[these[0]], level, low, size_m)
+        found = list_candidates(query_numbers[cell], along_x, along_y, numbers, starts, at, rows)
+        corner_m = corner_of(voxel[these[0]], level, low, size_m)
         for row in these:
             if nearest[row] != UNSETTLED:
                 continue
             qx, qy, qz = np.float64(queries[row, 0]), np.float64(queries[row, 1]), np.float64(queries[row, 2])
-            squared_distances(x, y, z, qx, qy, qz, near)
-            best = place_of_least(near)
-            distance = near[best] if best >= 0 else np.inf
+            distance, best = np.inf, np.int64(-1)
+            for i in rows[:found]:
+                dx, dy, dz = points_3M[0, i] - qx, points_3M[1, i] - qy, points_3M[2, i] - qz
+                squared = dx * dx + dy * dy + dz * dz
+                is_nearer = squared < distance
+                distance, best = squared if is_nearer else distance, i if is_nearer else best
             reach_m = max(size_m + border_of(qx, qy, qz, corner_m, size_m) - slack_m, 0.0)
             if min(distance, limit) <= reach_m * reach_m:
-                nearest[row] = order[rows[best]] if distance < limit else -1
+                nearest[row] = order[best] if distance < limit else -1

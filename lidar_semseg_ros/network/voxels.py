@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Callable
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
-from functools import cache
 from typing import Any, NamedTuple
 
 import numpy as np
+
+from lidar_semseg_ros.network.parts import helpers_of_all_cores, share
 
 LEVELS, NEIGHBOUR_LEVEL = (0, 2, 3, 4, 5), 2
 """The nearest point is looked for in cells of one voxel, which hold one point each, and neighbours in cells of 4 voxels
@@ -85,14 +84,15 @@ def neighbours_and_nearest(
     there are fewer than K others, the nearest are repeated, and a lone point is its own neighbour. A point with no kept
     one nearer than limit_m gets -1.
     """
-    from lidar_semseg_ros.network.kernels import UNSETTLED, by_axis, search_nearest, search_neighbours
+    from lidar_semseg_ros.network.kernels import UNSETTLED, by_axis, points_at, search_nearest, search_neighbours
 
-    points, point_voxel = voxels.xyz.take(kept, axis=0), voxels.voxel.take(kept, axis=0)
+    points, point_voxel = points_at(voxels.xyz, kept), points_at(voxels.voxel, kept)
     low = voxels.low.astype(np.float64)
     # A float32 voxel number may be off at a voxel's border by the rounding of its coordinates.
     slack_m = 4 * np.finfo(np.float32).eps * float(np.abs(points).max() + np.abs(low).max()) + 1e-9
     lattice = voxels.voxel_size_m, low, slack_m
-    neighbours = np.full((len(kept), count), UNSETTLED, np.int64)
+    neighbours = np.empty((len(kept), count), np.int64)
+    neighbours[:, 0] = UNSETTLED
     nearest = np.full(len(voxels.xyz), UNSETTLED, np.int64)
     nearest[kept] = np.arange(len(kept))
     lonely, far = np.arange(len(kept)), np.arange(len(nearest))
@@ -104,7 +104,7 @@ def neighbours_and_nearest(
             lonely = lonely[neighbours[lonely, 0] == UNSETTLED]
         queries = voxels.cells
         if len(far) < len(nearest):
-            queries = cells_of(voxels.voxel.take(far, axis=0), level, voxels.highest)
+            queries = cells_of(points_at(voxels.voxel, far), level, voxels.highest)
             queries = queries._replace(order=far[queries.order])
         if len(far):
             of_queries = queries.numbers, queries.starts, queries.order, voxels.xyz, voxels.voxel
@@ -119,22 +119,10 @@ def neighbours_and_nearest(
 
 def _share(points: int, starts: np.ndarray, search: Callable[..., None], arguments: tuple[Any, ...]) -> None:
     """Share the cells that begin at starts among the cores; more parts than cores, for they differ in work."""
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    parts = min(4 * cores, -(-points // LEAST_PART))
+    helpers = helpers_of_all_cores()
+    parts = min(4 * (len(helpers) + 1), -(-points // LEAST_PART))
     edges = np.unique(np.searchsorted(starts, np.linspace(0, starts[-1], parts + 1)))
-    if parts == 1:
-        search(0, len(starts) - 1, *arguments)
-    else:
-        list(_threads(cores).map(lambda begin, end: search(begin, end, *arguments), edges[:-1], edges[1:]))
-
-
-@cache
-def _threads(count: int) -> ThreadPoolExecutor:
-    return ThreadPoolExecutor(count, thread_name_prefix="search")
-
-
-if hasattr(os, "register_at_fork"):
-    os.register_at_fork(after_in_child=_threads.cache_clear)  # where these threads are not
+    share(helpers, edges.tolist(), lambda begin, end: search(begin, end, *arguments))
 
 
 def _settle(

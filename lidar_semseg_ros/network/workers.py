@@ -2,16 +2,17 @@
 
 from __future__ import annotations
 
-import itertools
 import math
 import threading
 from collections.abc import Callable, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
+from concurrent.futures import ThreadPoolExecutor
 from typing import TypeVar
 
 import numpy as np
 import torch
 from torch import Tensor
+
+from lidar_semseg_ros.network.parts import share
 
 T = TypeVar("T")
 
@@ -20,10 +21,7 @@ ROOM_TO_GROW = 1.25
 
 
 class Workers:
-    """Threads that share the parts of a step; PyTorch runs on one core in each of them.
-
-    One of them leads: it goes from step to step, and does parts itself, for to wake a thread takes as long as a part.
-    """
+    """Threads that share the parts of a step, PyTorch on one core in each of them; one leads from step to step."""
 
     def __init__(self, count: int) -> None:
         self._leader = ThreadPoolExecutor(1, thread_name_prefix="network")
@@ -46,24 +44,7 @@ class Workers:
 
     def share(self, edges: Sequence[int], step: Callable[[int, int], object]) -> None:
         """Do step(begin, end) for each pair of successive edges, the next one by whoever is free; within `lead`."""
-        parts = itertools.count()
-
-        def work() -> None:
-            while (part := next(parts)) < len(edges) - 1:
-                step(edges[part], edges[part + 1])
-
-        helpers = self._others[: max(len(edges) - 2, 0)]
-        futures: list[Future[None]] = []
-        try:
-            for thread in helpers:
-                futures.append(thread.submit(torch.inference_mode()(work)))
-            work()
-        finally:
-            # All of them, for none may go on while the next step begins; those that are not awake yet need not come.
-            faults = [future.exception() for future in futures if not future.cancel()]
-        for fault in faults:
-            if fault is not None:
-                raise fault
+        share(self._others, edges, torch.inference_mode()(step))
 
 
 class Room(threading.local):
