@@ -126,8 +126,11 @@ class CpuWaffleIron:
         return [self.logits(one) for one in prepared]
 
     def _write(self, prepared: NetworkInput, logits: Tensor) -> None:
-        points, planes = len(prepared), [Cells.on(plane) for plane in prepared.planes]
+        points, planes = len(prepared), dict[int, Cells]()
         tokens_NC = self._room.take("tokens", (points, self.config.width))
+
+        def find_cells(begin: int, end: int) -> None:
+            planes.update((plane, Cells.on(prepared.planes[plane])) for plane in range(begin, end))
 
         def embed(begin: int, end: int) -> None:
             self._embedding.write(begin, end, prepared, tokens_NC)
@@ -135,6 +138,7 @@ class CpuWaffleIron:
         def classify(begin: int, end: int) -> None:
             logits[begin:end] = self._head(tokens_NC[begin:end])
 
+        self._workers.share(edges(len(prepared.planes), 1), find_cells)
         # The libraries' embedding keeps two arrays of a chunk, so that may be twice as large; tiles those of a point.
         self._workers.share(edges(points, max(2 * self._rows // prepared.neighbours.shape[1], 1)), embed)
         for layer, (spatial_mix, channel_mix) in enumerate(self._layers):

@@ -271,18 +271,16 @@ def to_points(logits: np.ndarray, prepared: NetworkInput) -> PointLabels:
     Each measured row takes the label of its nearest kept point; rows without a return, and those with no kept point
     near enough, are UNLABELLED.
     """
-    from lidar_semseg_ros.network.kernels import fill_rows, highest_of_rows
+    from lidar_semseg_ros.network.kernels import below_highest, fill_rows, sums_of_rows
 
     class_id = np.full(prepared.points, UNLABELLED, np.uint8)
     probability = np.zeros(prepared.points, np.float32)
     entropy = np.ones(prepared.points, np.float32)
     if len(prepared):
-        highest, best = highest_of_rows(logits)
-        shifted = logits - highest
-        exponential = np.exp(shifted)
-        total = np.einsum("ij->i", exponential)
+        shifted, best = below_highest(logits)
+        total, weighted = sums_of_rows(np.exp(shifted), shifted)
         # H = log Σe^s − Σ s·e^s / Σe^s, with no logarithm of a vanishing probability.
-        nats = np.log(total) - np.einsum("ij,ij->i", shifted, exponential) / total
+        nats = np.log(total) - weighted / total
         certain = (1.0 / total).astype(np.float32)
         spread = np.clip(nats / np.log(max(logits.shape[1], 2)), 0.0, 1.0).astype(np.float32)
         fill_rows(prepared.measured, prepared.nearest, (best, certain, spread), (class_id, probability, entropy))

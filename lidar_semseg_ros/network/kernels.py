@@ -68,16 +68,31 @@ def lowest(xyz: np.ndarray) -> np.ndarray:
 
 
 @compiled
-def highest_of_rows(values: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Find the largest of each row of (N, C) float32, (N, 1), and the first place where it stands, (N,) uint8."""
-    highest, place = np.empty((len(values), 1), np.float32), np.empty(len(values), np.uint8)
+def below_highest(values: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Subtract from each row of (N, C) float32 its largest value, and give the first place where that stands, uint8."""
+    below, place = np.empty_like(values), np.empty(len(values), np.uint8)
     for i in range(len(values)):
-        most, best = values[i, 0], np.uint8(0)
+        highest, best = values[i, 0], np.uint8(0)
         for k in range(1, values.shape[1]):
-            is_more = values[i, k] > most
-            most, best = values[i, k] if is_more else most, np.uint8(k) if is_more else best
-        highest[i, 0], place[i] = most, best
-    return highest, place
+            is_more = values[i, k] > highest
+            highest, best = values[i, k] if is_more else highest, np.uint8(k) if is_more else best
+        for k in range(values.shape[1]):
+            below[i, k] = values[i, k] - highest
+        place[i] = best
+    return below, place
+
+
+@compiled
+def sums_of_rows(weights: np.ndarray, values: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Sum each row of weights (N, C) float32, and of its products with that of values: (N,) each."""
+    total, weighted = np.empty(len(weights), np.float32), np.empty(len(weights), np.float32)
+    for i in range(len(weights)):
+        sum_of_weights, sum_of_products = np.float32(0), np.float32(0)
+        for k in range(weights.shape[1]):
+            sum_of_weights += weights[i, k]
+            sum_of_products += weights[i, k] * values[i, k]
+        total[i], weighted[i] = sum_of_weights, sum_of_products
+    return total, weighted
 
 
 @compiled

@@ -17,6 +17,7 @@ from rclpy.serialization import deserialize_message
 from std_srvs.srv import SetBool, Trigger
 
 from lidar_semseg_ros.core.errors import UserError
+from lidar_semseg_ros.core.memory import keep_freed_memory
 from lidar_semseg_ros.core.options import setting
 from lidar_semseg_ros.core.pairing import JUMP_S
 from lidar_semseg_ros.formats.bags import CAMERA_INFO, COMPRESSED_IMAGE, IMAGE, ODOMETRY, POINT_CLOUD, BagWriter
@@ -344,6 +345,7 @@ def _next_to(path: Path, word: str) -> Path:
 
 def main() -> None:
     """Run the node."""
+    keep_freed_memory()
     leave(run_node(RecorderNode))
 
 
