@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ctypes
 import os
 import resource
 import shutil
@@ -307,14 +308,33 @@ def test_a_recorder_that_is_killed_loses_less_than_a_second(tmp_path: Path, node
     assert stamps[0] <= 3 and stamps[-1] >= old[-1]
 
 
-def stream_until(node: object, done: object, first_ns: int = 1) -> None:
+def stream_until(node: object, done: object, first_ns: int = 1, points: int = 500) -> None:
     """Publish 20 clouds a second, stamped from the first on, until a condition holds."""
     deadline = time.monotonic() + 60
     while not done():
         assert time.monotonic() < deadline, "the awaited never came"
-        node.clouds.publish(good_cloud(first_ns, points=500))
+        node.clouds.publish(good_cloud(first_ns, points))
         first_ns += 1
         rclpy.spin_once(node, timeout_sec=0.05)
+
+
+@pytest.mark.skipif(not hasattr(ctypes.CDLL(None), "mallopt"), reason="this C library cannot be told to keep memory")
+def test_no_page_is_cleared_anew_for_the_clouds_that_are_recorded(tmp_path: Path, node: object) -> None:
+    path = tmp_path / "a.mcap"
+
+    def pages_cleared(process: subprocess.Popen[str]) -> int:
+        after_the_name = Path(f"/proc/{process.pid}/stat").read_text().rpartition(")")[2].split()
+        return int(after_the_name[7])
+
+    with recorder_process(path, tmp_path / "said.txt") as process:
+        spin_until(node, lambda: node.clouds.get_subscription_count() > 0)
+        stream_until(node, lambda: path.stat().st_size > 15e6, points=100_000)
+        cleared, written = -pages_cleared(process), -path.stat().st_size
+        stream_until(node, lambda: path.stat().st_size > 30e6, points=100_000)
+        cleared, written = cleared + pages_cleared(process), written + path.stat().st_size
+        process.terminate()
+    # Without keeping it, more memory is mapped anew for each cloud than its bytes.
+    assert cleared * resource.getpagesize() < 0.2 * written
 
 
 def test_a_file_that_may_grow_no_more_ends_the_recording_with_a_message_and_keeps_what_was_written(
