@@ -9,7 +9,7 @@ import numpy as np
 from lidar_semseg_ros.core.errors import UserError
 from lidar_semseg_ros.core.frame import LidarFrame, PointLabels
 
-COORDINATES = ("x", "y", "z")
+COORDINATES: tuple[str, ...] = ("x", "y", "z")
 
 ONLY_LABELS = np.dtype([("class_id", "u1"), ("probability", "<f4"), ("entropy", "<f4")])
 
@@ -52,11 +52,12 @@ class PackedCloud:
 
 def packed_frame(frame: LidarFrame) -> PackedCloud:
     """Describe a sweep in memory as bytes, of which only the labels shall come back."""
-    columns = [frame.xyz] if frame.intensity is None else [frame.xyz, frame.intensity[:, None]]
-    names = COORDINATES if frame.intensity is None else (*COORDINATES, "intensity")
-    values = np.ascontiguousarray(np.hstack(columns))
+    if frame.intensity is None:
+        names, values = COORDINATES, np.ascontiguousarray(frame.xyz)
+    else:
+        names, values = (*COORDINATES, "intensity"), np.column_stack((frame.xyz, frame.intensity))
     return PackedCloud(
-        rows=values.view(np.uint8).reshape(1, -1),
+        rows=values.view(np.uint8).reshape(1, values.nbytes),
         point=np.dtype([(name, np.float32) for name in names]),
         labelled=ONLY_LABELS,
     )

@@ -26,9 +26,9 @@ from waiting_calls import outcomes
 from lidar_semseg_ros.core.classes import ClassTable
 from lidar_semseg_ros.core.frame import LidarFrame, PointLabels
 from lidar_semseg_ros.core.packed import packed_frame, point_labels
-from lidar_semseg_ros.core.sensor import FieldNames, RangeConfig, SensorConfig
+from lidar_semseg_ros.core.sensor import FieldNames, IntensityConfig, RangeConfig, SensorConfig
 from lidar_semseg_ros.formats.on_demand import CloudOnDemand, LabelledOnDemand
-from lidar_semseg_ros.formats.pointcloud2 import cloud_from_frame, column
+from lidar_semseg_ros.formats.pointcloud2 import LAYOUTS, cloud_from_frame, column, packed_cloud
 from lidar_semseg_ros.network import backends, fused_network
 from lidar_semseg_ros.network.fused_network import CudaWaffleIron
 from lidar_semseg_ros.network.inference import Cells, CpuWaffleIron
@@ -434,8 +434,7 @@ def test_labels_of_rows_are_those_of_the_host() -> None:
 def test_no_step_that_is_captured_looks_at_the_data(dtype: torch.dtype, monkeypatch: pytest.MonkeyPatch) -> None:
     """Tensors without memory stand for those of a GPU: whatever reads one, or mixes it with the host's, raises."""
     from lidar_semseg_ros.network import triton_kernels
-    from lidar_semseg_ros.network.device_inputs import DevicePreparation
-    from lidar_semseg_ros.network.device_segmenter import labels_of_rows
+    from lidar_semseg_ros.network.device_segmenter import DeviceSegmenter
 
     def of_rows(like: torch.Tensor, rows: object, columns: int) -> torch.Tensor:
         return torch.empty((len(rows), columns), dtype=like.dtype, device=like.device)
@@ -449,13 +448,15 @@ def test_no_step_that_is_captured_looks_at_the_data(dtype: torch.dtype, monkeypa
         "inflate": lambda *arguments: None,
     }.items():
         monkeypatch.setattr(triton_kernels, name, kernel)
+    content = replace(cloud_from_frame(cloud(500)), is_bigendian=True)
     with torch.inference_mode():
-        preparation = DevicePreparation(INPUTS, "meta")
-        xyz, intensity = torch.empty(512, 3, device="meta"), torch.empty(512, device="meta")
-        prepared, nearest = preparation.network_input(xyz, intensity, preparation.sifted(xyz), 256)
-        for config in VARIANTS.values():
+        for config, layout in zip(VARIANTS.values(), LAYOUTS, strict=True):
             network = fused_network.FusedNetwork(WaffleIron(config), dtype, "meta")
-            assert labels_of_rows(network(prepared), nearest).shape == (3, 512)
+            device = DeviceSegmenter(network, INPUTS, PALETTE, "meta")
+            device._room = device._room_for(packed_cloud(content, FieldNames(), layout))
+            device._sift(512)
+            prepared, _ = device._prepare(256)
+            device._label(256)
     assert prepared.neighbours.dtype == torch.int32 and prepared.features.dtype == torch.float32
     assert all(array.dtype == torch.int32 for plane in prepared.planes for array in plane)
 
@@ -529,10 +530,36 @@ def saved(path: Path, config: WaffleIronConfig, inputs: InputConfig = INPUTS) ->
     return path
 
 
+def searched(
+    queries: torch.Tensor,
+    voxels: torch.Tensor,
+    codes: torch.Tensor,
+    points: torch.Tensor,
+    ranks: torch.Tensor,
+    total: torch.Tensor,
+    lattice: torch.Tensor,
+    count: int,
+    first_level: int,
+    others: bool,
+) -> torch.Tensor:
+    """What the kernel finds, by looking at every point: in Triton's interpreter 16 neighbours take half a minute."""
+    found = torch.full((len(queries), count), -1, dtype=torch.int32)
+    for query in torch.nonzero(voxels[:, 0] >= 0).flatten().tolist():
+        far_m2 = (points[:total].double() - queries[query].double()).square().sum(1)
+        asked = far_m2 < lattice[5]
+        if others:
+            asked &= ranks[:total] != query
+        nearest = ranks[:total][asked][far_m2[asked].argsort(stable=True)[:count]]
+        found[query, : len(nearest)] = nearest
+    return found
+
+
 @needs_triton
 def test_a_device_gives_the_bytes_of_the_labelled_cloud_that_the_host_writes(monkeypatch: pytest.MonkeyPatch) -> None:
     from lidar_semseg_ros.network import device_segmenter
 
+    if not ON_GPU:
+        monkeypatch.setattr("lidar_semseg_ros.network.triton_kernels.search", searched)
     monkeypatch.setattr(device_segmenter, "LEAST_CAPACITY", 16)
     sensor = SensorConfig(roll=0.1, pitch=-0.2, sensor_height=1.2, range=RangeConfig(min=0.2), max_points=14)
     config = SegmenterConfig(device="cpu", precision="float32", threads=1, min_score=0.3, input=sensor)
@@ -584,6 +611,32 @@ def test_a_replayed_graph_gives_the_same_labels_again(tmp_path: Path, caplog: py
     assert np.array_equal(again.class_id, replayed.class_id) and np.array_equal(again.entropy, replayed.entropy)
     assert np.array_equal(launched.class_id, replayed.class_id)
     assert np.allclose(launched.entropy, replayed.entropy, atol=1e-5)
+
+
+@needs_gpu
+@pytest.mark.parametrize("layout", LAYOUTS)
+def test_a_replayed_graph_takes_the_settings_of_its_sweep(layout: str, tmp_path: Path) -> None:
+    path = saved(tmp_path / "m.safetensors", SMALL)
+    by_host, by_device = (
+        Segmenter(SegmenterConfig(model=str(path), device=device, precision="float32"), tmp_path)
+        for device in ("cpu", "cuda")
+    )
+    for min_score, sensor in (
+        (0.0, SensorConfig()),
+        (0.3, SensorConfig(roll=0.2, sensor_height=1.0, range=RangeConfig(min=0.5))),
+        (0.2, SensorConfig(pitch=-0.1, intensity=IntensityConfig(scale=0.5, clip=0.3))),
+    ):
+        by_host.config = replace(by_host.config, min_score=min_score, input=sensor)
+        by_device.config = replace(by_device.config, min_score=min_score, input=sensor)
+        for points in (3000, 2900):
+            content = cloud_from_frame(cloud(points, 2.0, seed=points))
+            asked = CloudOnDemand(content, FieldNames(), layout, PALETTE)
+            expected = LabelledOnDemand(asked, by_host.segment(asked.frame).labels)
+            for _ in range(by_device.backend.on_device.replays.patience):
+                found = LabelledOnDemand(asked, by_device.segment(asked.packed).labels)
+            assert np.mean(found.labels.class_id == expected.labels.class_id) > 0.999
+            for name in "xyz":
+                assert column(found.content, name).tobytes() == column(expected.content, name).tobytes()
 
 
 @needs_gpu
