@@ -121,7 +121,7 @@ def labelled(segmenter: Segmenter, content: CloudContent) -> Timed:
     answer.content  # noqa: B018 - to pack it now
     packed = segmenter.clock()
     steps_ms = {"prepare": result.prepare_ms, "network": result.network_ms}
-    if segmenter.backend.on_device is not None:
+    if segmenter.takes_bytes:
         # One graph prepares the points that were chosen and runs the network, so no clock of the host tells them apart.
         steps_ms = {"prepare + network": result.prepare_ms + result.network_ms}
     durations_ms = {

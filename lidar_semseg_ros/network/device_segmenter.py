@@ -138,6 +138,7 @@ class Room:
     def __init__(self, form: Form, intensity: float, device: str) -> None:
         """Make room; intensity: of clouds that have none."""
         rows, point, labelled, _ = self.form = form
+        self._count = 0
         self._on_gpu = device.startswith("cuda")
         self._bytes = torch.empty(rows * point.itemsize, dtype=torch.uint8, pin_memory=self._on_gpu)
         self._values = torch.empty(sum(SETTINGS), dtype=torch.float64, pin_memory=self._on_gpu)
@@ -158,18 +159,18 @@ class Room:
 
     def put(self, cloud: PackedCloud, settings: list[float]) -> None:
         """Copy a cloud, and what is done with it, to the device; beyond it lie bytes of others."""
-        size = cloud.rows.size
+        size, self._count = cloud.rows.size, len(cloud)
         self._bytes.numpy()[:size].reshape(cloud.rows.shape)[...] = cloud.rows
         self.points.view(-1)[:size].copy_(self._bytes[:size], non_blocking=True)
         self._values.numpy()[:] = settings
         self._settings.copy_(self._values, non_blocking=True)
 
-    def fetched(self, count: int) -> tuple[np.ndarray, bool]:
-        """Copy the first labelled points to the host, (count,) of the form's dtype; with them, whether all is finite.
+    def fetched(self) -> tuple[np.ndarray, bool]:
+        """Copy the cloud's labelled points to the host, (N,) of the form's dtype; with them, whether all is finite.
 
         The memory belongs to the array and is used again once that is gone.
         """
-        end = HEADER + count * self.form.labelled.itemsize
+        end = HEADER + self._count * self.form.labelled.itemsize
         on_host = torch.empty(end, dtype=torch.uint8, pin_memory=self._on_gpu)
         on_host.copy_(self._finished[:end])
         found = on_host.numpy()
@@ -191,7 +192,6 @@ class DeviceSegmenter:
         self._colors = torch.from_numpy(packed_colors(palette)).to(device)
         self._rooms: dict[Form, Room] = {}
         self._room: Room
-        self._count = 0
 
     def prepare(self, cloud: PackedCloud, sensor: SensorConfig, model_from_lidar: np.ndarray, min_score: float) -> int:
         """Bring a cloud to the device and choose the points to keep; gives their number.
@@ -201,7 +201,6 @@ class DeviceSegmenter:
         """
         with torch.inference_mode(), on(self._device):
             room = self._room = self._room_for(cloud)
-            self._count = len(cloud)
             room.put(cloud, settings_values(len(cloud), sensor, model_from_lidar, min_score))
             self.replays.run("sift", room.form, room.form.rows, self._sift)
             sifted, most = room.sifted, sensor.max_points
@@ -224,7 +223,7 @@ class DeviceSegmenter:
             else:
                 nothing = torch.full((self._room.form.rows,), -1, device=self._device)
                 self._write(torch.zeros(1, 2, device=self._device), nothing)
-            return self._room.fetched(self._count)
+            return self._room.fetched()
 
     def _room_for(self, cloud: PackedCloud) -> Room:
         rows = capacity_of(len(cloud))

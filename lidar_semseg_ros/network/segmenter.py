@@ -1,4 +1,7 @@
-"""Sweep in, labels out: the three middle steps of a message, the same live and offline."""
+"""Sweep in, labels out: the three middle steps of a message, the same live and offline.
+
+Where a GPU does all of them, clouds come as bytes and go as those of labelled clouds (core/packed.py).
+"""
 
 from __future__ import annotations
 

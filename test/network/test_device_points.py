@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from contextlib import nullcontext
 from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
@@ -15,11 +14,12 @@ pytest.importorskip("triton", reason="Triton is not installed")
 
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from stand_in_device import StandInDevice
 
 from lidar_semseg_ros.core.errors import UserError
 from lidar_semseg_ros.core.frame import LidarFrame, PointLabels
 from lidar_semseg_ros.core.geometry import rigid, rotation_from_rpy
-from lidar_semseg_ros.core.packed import PackedCloud, packed_frame, point_labels
+from lidar_semseg_ros.core.packed import packed_frame, point_labels
 from lidar_semseg_ros.core.sensor import (
     FieldNames,
     IntensityConfig,
@@ -260,34 +260,22 @@ def test_graphs_of_a_room_are_forgotten_with_it(monkeypatch: pytest.MonkeyPatch)
 
 @pytest.fixture
 def segmenter() -> Segmenter:
-    """The shipped model with a device that notes the clouds it gets and labels nothing."""
+    """The shipped model with a stand-in for a device."""
     loaded = Segmenter(SegmenterConfig(device="cpu", precision="float32", threads=1), ROOT / "models")
-    noted: list[PackedCloud] = []
-
-    def prepare(cloud: PackedCloud, *arguments: object) -> int:
-        noted.append(cloud)
-        return 0
-
-    loaded.backend.on_device = SimpleNamespace(
-        turn=nullcontext(),
-        prepare=prepare,
-        compute=lambda kept: (np.zeros(len(noted[-1]), noted[-1].labelled), loaded.is_finite),
-        noted=noted,
-    )
-    loaded.is_finite = True
+    loaded.backend.on_device = StandInDevice()
     return loaded
 
 
 def test_a_network_that_gives_no_numbers_on_a_device_is_an_error(segmenter: Segmenter) -> None:
-    assert segmenter.segment(sweep(5)).labels.class_id.tolist() == [0] * 5
-    segmenter.is_finite = False
+    assert segmenter.segment(sweep(5)).labels.class_id.tolist() == [3] * 5
+    segmenter.backend.on_device.is_finite = False
     for asked in (sweep(5), packed_frame(sweep(5))):
         with pytest.raises(FloatingPointError, match="gave NaN or infinity in float32"):
             segmenter.segment(asked)
 
 
 def test_intensities_are_demanded_or_left_out_on_a_device_as_on_the_host(segmenter: Segmenter) -> None:
-    noted, without = segmenter.backend.on_device.noted, packed_frame(replace(sweep(5), intensity=None))
+    noted, without = segmenter.backend.on_device.clouds, packed_frame(replace(sweep(5), intensity=None))
     for missing, has_intensity in (("mean", True), ("always", False), ("error", True)):
         sensor = SensorConfig(intensity=IntensityConfig(missing=missing))
         segmenter.config = replace(segmenter.config, input=sensor)
