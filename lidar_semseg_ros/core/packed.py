@@ -12,6 +12,7 @@ from lidar_semseg_ros.core.frame import LidarFrame, PointLabels
 COORDINATES: tuple[str, ...] = ("x", "y", "z")
 
 ONLY_LABELS = np.dtype([("class_id", "u1"), ("probability", "<f4"), ("entropy", "<f4")])
+"""What comes back of a sweep whose points the host has already."""
 
 
 @dataclass(frozen=True, kw_only=True)
