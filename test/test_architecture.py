@@ -74,6 +74,7 @@ HEAVY = {
 """What may be imported only where it is used, except by the modules that are about it."""
 ABOUT = {
     "network/device_inputs.py": {"torch"},
+    "network/device_points.py": {"torch"},
     "network/device_segmenter.py": {"torch"},
     "network/fused_network.py": {"torch"},
     "network/inference.py": {"torch"},

@@ -200,7 +200,7 @@ def compared(segmenter: Segmenter, contents: list[CloudContent]) -> dict[str, An
         labels = to_points(logits, prepared.way_back())
         labelled_cloud(content, frame, labels, segmenter.classes.palette(), segmenter.config.output.layout)
         theirs_ms.append((time.perf_counter() - start) * 1e3)
-        same.append(float(np.mean(labels.class_id == ours.labels.class_id)))
+        same.append(float(np.mean(labels.class_id == ours.labelled.labels.class_id)))
         differences.append(float(np.abs(logits - segmenter.backend.logits(prepare(frame, inputs))).max()))
     return {
         "sweeps": BASELINE_SWEEPS,

@@ -13,8 +13,8 @@ from typing import Any
 import numpy as np
 
 from lidar_semseg_ros.core.errors import UserError
-from lidar_semseg_ros.core.frame import PointLabels
-from lidar_semseg_ros.formats.pointcloud2 import CloudContent, labelled_cloud, read_cloud
+from lidar_semseg_ros.formats.on_demand import CloudOnDemand, LabelledOnDemand
+from lidar_semseg_ros.formats.pointcloud2 import CloudContent, read_cloud
 from lidar_semseg_ros.network.inputs import prepare
 from lidar_semseg_ros.network.model_file import read_description, write_safetensors
 from lidar_semseg_ros.network.roofline import cost_of, gpu_peak_mb
@@ -31,7 +31,7 @@ class Timed:
     """What came of one sweep, and how long each stage took."""
 
     durations_ms: dict[str, float]
-    labels: PointLabels
+    labelled: LabelledOnDemand
 
 
 def write_random_model(path: Path, size: str, like: Path, contents: Sequence[CloudContent]) -> None:
@@ -76,7 +76,7 @@ def measured(segmenter: Segmenter, contents: Sequence[CloudContent], sweeps: int
     for index in range(max(WARM_UP, rounds * len(contents))):
         labelled(segmenter, contents[index % len(contents)])
     resident_mb, faults = memory_mb(), page_faults()
-    timed = [labelled(segmenter, contents[index % len(contents)]) for index in range(sweeps)]
+    timed = [labelled(segmenter, contents[index % len(contents)]).durations_ms for index in range(sweeps)]
     faults = (page_faults() - faults) // sweeps
     last_mb = memory_mb()
     # The kernel counts pages per core and keeps the peak a little behind.
@@ -86,7 +86,7 @@ def measured(segmenter: Segmenter, contents: Sequence[CloudContent], sweeps: int
     costs = [cost_of(network, one) for one in prepared]
     if segmenter.path.suffix == ".safetensors" and device != "cpu":
         memory["peak_gpu"] = gpu_peak_mb(device)
-    stages = {stage: [one.durations_ms[stage] for one in timed] for stage in timed[0].durations_ms}
+    stages = {stage: [durations_ms[stage] for durations_ms in timed] for stage in timed[0]}
     found = {
         "model": segmenter.path.name,
         "network": f"WI-{network['depth']}-{network['width']}" + ("-layer" if network["norm"] == "layer" else ""),
@@ -110,15 +110,18 @@ def measured(segmenter: Segmenter, contents: Sequence[CloudContent], sweeps: int
 
 def labelled(segmenter: Segmenter, content: CloudContent) -> Timed:
     """Do with one cloud what the node does, from the message's bytes to those of the labelled cloud."""
+    config, palette = segmenter.config, segmenter.classes.palette()
     start = segmenter.clock()
-    frame = read_cloud(content, segmenter.config.input.fields)
+    cloud = CloudOnDemand(content, config.input.fields, config.output.layout, palette)
+    sweep = cloud.packed if segmenter.takes_bytes else cloud.frame
     read = segmenter.clock()
-    result = segmenter.segment(frame)
+    result = segmenter.segment(sweep)
     labels = segmenter.clock()
-    labelled_cloud(content, frame, result.labels, segmenter.classes.palette(), segmenter.config.output.layout)
+    answer = LabelledOnDemand(cloud, result.labels)
+    answer.content  # noqa: B018 - to pack it now
     packed = segmenter.clock()
     steps_ms = {"prepare": result.prepare_ms, "network": result.network_ms}
-    if segmenter.backend.on_device is not None:
+    if segmenter.takes_bytes:
         # One graph prepares the points that were chosen and runs the network, so no clock of the host tells them apart.
         steps_ms = {"prepare + network": result.prepare_ms + result.network_ms}
     durations_ms = {
@@ -128,7 +131,7 @@ def labelled(segmenter: Segmenter, content: CloudContent) -> Timed:
         "pack": (packed - labels) * 1e3,
         "total": (packed - start) * 1e3,
     }
-    return Timed(durations_ms=durations_ms, labels=result.labels)
+    return Timed(durations_ms=durations_ms, labelled=answer)
 
 
 def memory_mb() -> float:

@@ -17,7 +17,8 @@ from lidar_semseg_ros.core.frame import UNLABELLED
 from lidar_semseg_ros.formats.bags import cloud_topics, new_recording, open_bag, why_no_clouds
 from lidar_semseg_ros.formats.config_files import package_share
 from lidar_semseg_ros.formats.dataset import chosen_cloud_topic
-from lidar_semseg_ros.formats.pointcloud2 import cloud_content, labelled_cloud, read_cloud
+from lidar_semseg_ros.formats.on_demand import CloudOnDemand, LabelledOnDemand
+from lidar_semseg_ros.formats.pointcloud2 import cloud_content
 from lidar_semseg_ros.network.segmenter import Segmenter, SegmenterConfig
 from lidar_semseg_ros.view.report import text_table
 
@@ -53,15 +54,16 @@ def run(args: argparse.Namespace) -> None:
             ):
                 try:
                     content = cloud_content(recorded.message())
-                    frame = read_cloud(content, config.input.fields)
-                    result = segmenter.segment(frame)
-                    labelled = labelled_cloud(content, frame, result.labels, palette, config.output.layout)
+                    cloud = CloudOnDemand(content, config.input.fields, config.output.layout, palette)
+                    result = segmenter.segment(cloud.packed if segmenter.takes_bytes else cloud.frame)
+                    labelled = LabelledOnDemand(cloud, result.labels)
+                    answer = labelled.content
                 except (UserError, FloatingPointError) as error:
                     dropped += 1
                     print(f"cloud at {recorded.log_time_ns} dropped: {error}", file=sys.stderr)
                     continue
-                writer.write_cloud(SEGMENTATION_TOPIC, labelled, log_time_ns=recorded.log_time_ns)
-                ids, counts = np.unique(result.labels.class_id, return_counts=True)
+                writer.write_cloud(SEGMENTATION_TOPIC, answer, log_time_ns=recorded.log_time_ns)
+                ids, counts = np.unique(labelled.labels.class_id, return_counts=True)
                 labels.update(dict(zip(ids.tolist(), counts.tolist())))
                 for stage, found in durations_ms.items():
                     found.append(getattr(result, f"{stage}_ms"))

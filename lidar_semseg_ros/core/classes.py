@@ -190,6 +190,12 @@ class ClassMap:
         )
 
 
+def packed_colors(palette: np.ndarray) -> np.ndarray:
+    """Pack colours (256, 3) uint8 as PCL does: (256,) float32 of the bits 0x00RRGGBB."""
+    red, green, blue = palette.astype(np.uint32).T
+    return (red << 16 | green << 8 | blue).view(np.float32)
+
+
 def classes_never_given(table: ClassTable, remap: np.ndarray) -> tuple[str, ...]:
     """Name the classes of a table that nothing maps to; a mean over classes leaves them out and says so."""
     return tuple(name for number, name in enumerate(table.names) if number not in remap)

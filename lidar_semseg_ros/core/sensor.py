@@ -101,23 +101,26 @@ def normalised(
     data, 0 if it varied: then the height stays as it is. Rows out of range become rows without a return. UserError
     if intensities are demanded and missing.
     """
+    levelled = _levelled(frame.xyz, levelling(sensor, trained_height_m, level_from_lidar))
     return replace(
         frame,
-        xyz=_in_range(_levelled(frame.xyz, sensor, trained_height_m, level_from_lidar), frame.xyz, sensor.range),
+        xyz=_in_range(levelled, frame.xyz, sensor.range),
         intensity=normalised_intensity(frame.intensity, sensor.intensity),
     )
 
 
-def _levelled(
-    xyz: np.ndarray, sensor: SensorConfig, trained_height_m: float, level_from_lidar: np.ndarray | None
-) -> np.ndarray:
+def levelling(sensor: SensorConfig, trained_height_m: float, level_from_lidar: np.ndarray | None = None) -> np.ndarray:
+    """Give model_from_lidar (4, 4), by which `normalised` undoes tilt and height; the arguments are as there."""
     if level_from_lidar is None:
         level_from_lidar = rigid(rotation_from_rpy(sensor.roll, sensor.pitch, 0.0), np.zeros(3))
         height_m = sensor.sensor_height
     else:
         height_m = float(level_from_lidar[2, 3])
     raised_m = height_m - trained_height_m if trained_height_m > 0 and height_m > 0 else 0.0
-    model_from_lidar = rigid(level_from_lidar[:3, :3], np.array([0.0, 0.0, raised_m]))
+    return rigid(level_from_lidar[:3, :3], np.array([0.0, 0.0, raised_m]))
+
+
+def _levelled(xyz: np.ndarray, model_from_lidar: np.ndarray) -> np.ndarray:
     if np.array_equal(model_from_lidar, np.eye(4)):
         return xyz
     measured = np.any(xyz != 0, axis=1)
@@ -136,15 +139,19 @@ def _in_range(xyz: np.ndarray, measured_xyz: np.ndarray, limits: RangeConfig) ->
 
 def normalised_intensity(intensity: np.ndarray | None, config: IntensityConfig) -> np.ndarray | None:
     """Give intensities (N,) in the unit of the training data, None to feed their mean; UserError as in `normalised`."""
-    if config.missing == "always":
-        return None
-    if intensity is None:
-        if config.missing == "error":
-            raise UserError(
-                "the cloud has no intensities, and input.intensity.missing is error; "
-                "name their field in input.fields.intensity or set it to mean"
-            )
+    is_fed = feeds_intensity(intensity is not None, config)
+    if intensity is None or not is_fed:
         return None
     if config.scale == 1.0 and config.clip == float("inf"):
         return intensity
     return np.minimum(intensity * np.float32(config.scale), np.float32(config.clip))
+
+
+def feeds_intensity(is_there: bool, config: IntensityConfig) -> bool:
+    """Tell whether the intensities of a sweep are fed rather than their mean; UserError as in `normalised`."""
+    if config.missing == "error" and not is_there:
+        raise UserError(
+            "the cloud has no intensities, and input.intensity.missing is error; "
+            "name their field in input.fields.intensity or set it to mean"
+        )
+    return is_there and config.missing != "always"

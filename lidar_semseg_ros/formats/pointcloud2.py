@@ -5,12 +5,14 @@ from __future__ import annotations
 from collections import Counter
 from dataclasses import dataclass, replace
 from itertools import pairwise
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 
+from lidar_semseg_ros.core.classes import packed_colors
 from lidar_semseg_ros.core.errors import UserError, as_ros_defines
 from lidar_semseg_ros.core.frame import LidarFrame, PointLabels
+from lidar_semseg_ros.core.packed import COORDINATES, PackedCloud
 from lidar_semseg_ros.core.sensor import FieldNames
 
 UINT8, UINT16, FLOAT32, FLOAT64 = 2, 4, 7, 8
@@ -180,18 +182,35 @@ def read_cloud(cloud: Any, names: FieldNames = FieldNames()) -> LidarFrame:
     cloud lacks one of them.
     """
     content = cloud if isinstance(cloud, CloudContent) else cloud_content(cloud)
-    intensity = _wanted(content, "intensity", names.intensity, INTENSITY_NAMES)
-    ring = _wanted(content, "ring", names.ring, RING_NAMES)
+    chosen = _chosen(content, names)
     with np.errstate(over="ignore", invalid="ignore"):  # any bits may stand for a value that a driver does not know
         return LidarFrame(
             stamp_ns=content.stamp_ns,
             frame_id=content.frame_id,
             xyz=_coordinates(content),
-            intensity=None if intensity is None else _as_float32(intensity),
-            ring=None if ring is None else _clipped_to_uint16(ring),
-            time_s=_times(content, names.time),
+            intensity=None if chosen.intensity is None else _as_float32(_view(content, chosen.intensity)),
+            ring=None if chosen.ring is None else _clipped_to_uint16(_view(content, chosen.ring)),
+            time_s=_times(content, chosen.times),
             shape=(content.height, content.width),
         )
+
+
+def packed_cloud(content: CloudContent, names: FieldNames, layout: str) -> PackedCloud:
+    """Describe where in the bytes of a cloud the values lie that `read_cloud` reads, and `labelled_cloud` writes.
+
+    Nothing is copied. names: as of `read_cloud`, and layout as of `labelled_cloud`; CloudError and UserError as there.
+    """
+    intensity = _chosen(content, names).intensity
+    fields = {name: _field(content, name) for name in COORDINATES} | ({"intensity": intensity} if intensity else {})
+    read = PointLayout(tuple(replace(field, name=name) for name, field in fields.items()), content.point_step)
+    written = _labelled_as(content, layout)
+    shape = (content.height, content.width * content.point_step)
+    return PackedCloud(
+        rows=np.ndarray(shape, np.uint8, content.data, 0, (content.row_step, 1)),
+        point=_point_dtype(read, content.is_bigendian),
+        labelled=written.values,
+        kept=written.kept,
+    )
 
 
 def column(content: CloudContent, name: str) -> np.ndarray:
@@ -199,15 +218,19 @@ def column(content: CloudContent, name: str) -> np.ndarray:
 
     CloudError if the cloud has no such field.
     """
-    view = _view(content, name)
+    view = _view(content, _field(content, name))
     return view.astype(view.dtype.newbyteorder("=")).reshape(len(content), *view.shape[2:])
 
 
-def _view(content: CloudContent, name: str) -> np.ndarray:
-    """Look at a field in place: (height, width), or (height, width, count) where count is not 1."""
+def _field(content: CloudContent, name: str) -> CloudField:
     field = next((field for field in content.fields if field.name == name), None)
     if field is None:
         raise CloudError(f"the cloud has no field '{name}'; it has {_listed(content.fields)}")
+    return field
+
+
+def _view(content: CloudContent, field: CloudField) -> np.ndarray:
+    """Look at a field in place: (height, width), or (height, width, count) where count is not 1."""
     dtype = _dtype(field, content.is_bigendian)
     shape, strides = (content.height, content.width), (content.row_step, content.point_step)
     if len(content) == 0:  # an offset into no bytes at all is an error to NumPy
@@ -222,22 +245,40 @@ def _dtype(field: CloudField, is_bigendian: bool) -> np.dtype:
     return np.dtype(code) if field.count == 1 else np.dtype((code, (field.count,)))
 
 
-def _wanted(content: CloudContent, role: str, chosen: str, usual: tuple[str, ...]) -> np.ndarray | None:
-    """Look at the field the user chose, or else at the first of the usual ones that the cloud has."""
+class _Chosen(NamedTuple):
+    """The fields that a sweep is read from, beside its coordinates; times: one, none, or seconds and nanoseconds."""
+
+    intensity: CloudField | None
+    ring: CloudField | None
+    times: tuple[CloudField, ...]
+
+
+def _chosen(content: CloudContent, names: FieldNames) -> _Chosen:
+    intensity = _wanted(content, "intensity", names.intensity, INTENSITY_NAMES)
+    ring = _wanted(content, "ring", names.ring, RING_NAMES)
+    seconds, nanoseconds = (_first_of(content, (name,)) for name in ("time_sec", "time_nsec"))
+    if not names.time and seconds is not None and nanoseconds is not None:
+        return _Chosen(intensity, ring, (seconds, nanoseconds))
+    time = _wanted(content, "time", names.time, TIME_NAMES)
+    return _Chosen(intensity, ring, () if time is None else (time,))
+
+
+def _wanted(content: CloudContent, role: str, chosen: str, usual: tuple[str, ...]) -> CloudField | None:
+    """Find the field the user chose, or else the first of the usual ones that the cloud has."""
     if chosen and all(field.name != chosen for field in content.fields):
         raise CloudError(f"input.fields.{role} is '{chosen}', but the cloud's fields are {_listed(content.fields)}")
     return _first_of(content, (chosen,) if chosen else usual)
 
 
-def _first_of(content: CloudContent, names: tuple[str, ...]) -> np.ndarray | None:
-    """Look at the first of these fields that the cloud has, one number per point, or give None."""
-    counts = {field.name: field.count for field in content.fields}
-    name = next((name for name in names if name in counts), None)
+def _first_of(content: CloudContent, names: tuple[str, ...]) -> CloudField | None:
+    """Find the first of these fields that the cloud has, one number per point, or give None."""
+    by_name = {field.name: field for field in content.fields}
+    name = next((name for name in names if name in by_name), None)
     if name is None:
         return None
-    if counts[name] != 1:
-        raise CloudError(f"field '{name}' has count {counts[name]}; one value per point is expected")
-    return _view(content, name)
+    if by_name[name].count != 1:
+        raise CloudError(f"field '{name}' has count {by_name[name].count}; one value per point is expected")
+    return by_name[name]
 
 
 def _as_float32(values: np.ndarray) -> np.ndarray:
@@ -246,8 +287,8 @@ def _as_float32(values: np.ndarray) -> np.ndarray:
 
 def _coordinates(content: CloudContent) -> np.ndarray:
     xyz = np.empty((content.height, content.width, 3), np.float32)
-    for axis, name in enumerate("xyz"):
-        xyz[..., axis] = _view(content, name)
+    for axis, name in enumerate(COORDINATES):
+        xyz[..., axis] = _view(content, _field(content, name))
     return xyz.reshape(-1, 3)
 
 
@@ -257,15 +298,15 @@ def _clipped_to_uint16(ring: np.ndarray) -> np.ndarray:
     return ring.astype(np.uint16).ravel()
 
 
-def _times(content: CloudContent, chosen: str) -> np.ndarray | None:
+def _times(content: CloudContent, fields: tuple[CloudField, ...]) -> np.ndarray | None:
     """Read the seconds from the stamp to each point, (N,) float32, by the rules of `read_cloud`."""
-    seconds, nanoseconds = (_first_of(content, (name,)) for name in ("time_sec", "time_nsec"))
-    if not chosen and seconds is not None and nanoseconds is not None:
+    if not fields:
+        return None
+    time, *rest = (_view(content, field) for field in fields)
+    if rest:
+        seconds, nanoseconds = time, rest[0]
         since_stamp_ns = seconds.astype(np.int64) * 10**9 + nanoseconds.astype(np.int64) - content.stamp_ns
         return _as_float32(since_stamp_ns * 1e-9)
-    time = _wanted(content, "time", chosen, TIME_NAMES)
-    if time is None:
-        return None
     if time.dtype.kind in "iu":
         return _as_float32(time * 1e-9)
     if time.dtype.itemsize == 4:
@@ -341,19 +382,20 @@ def labelled_cloud(
     order of the input's points, the others hold x, y, z as little-endian float32. Rows are not padded. CloudError
     if the input of `append` has one of the appended fields, or if the lengths differ.
     """
-    if layout not in LAYOUTS:
-        raise UserError(f"no output layout '{layout}'; there are {', '.join(LAYOUTS)}")
+    written = _labelled_as(content, layout)
     _check_lengths(content, frame, labels)
     columns = {
         "class_id": labels.class_id,
         "probability": labels.probability,
         "entropy": labels.entropy,
-        "rgb": _packed_colors(palette, labels),
+        "rgb": packed_colors(palette)[labels.class_id],
     }
-    if layout == "append":
-        return _appended(content, LAYOUTS[layout], columns)
-    columns |= _coordinate_columns(frame)
-    return _laid_out(content, LAYOUTS[layout], columns)
+    return _laid_out(content, written, columns | _coordinate_columns(frame))
+
+
+def finished_cloud(content: CloudContent, layout: str, points: np.ndarray) -> CloudContent:
+    """Make the labelled cloud of points, (N,), that lie as `packed_cloud` says; it shares their bytes."""
+    return _with_points(content, _labelled_as(content, layout), points)
 
 
 def pseudo_labelled_cloud(
@@ -366,7 +408,7 @@ def pseudo_labelled_cloud(
     columns = {"class_id": class_id, "probability": probability, "views": views}
     if any(len(values) != len(content) for values in columns.values()):
         raise CloudError(f"a cloud of {len(content)} points got {len(class_id)} labels")
-    return _appended(content, PSEUDO_LABELS, columns)
+    return _laid_out(content, _behind(content, PSEUDO_LABELS), columns)
 
 
 def visualization_cloud(
@@ -374,17 +416,16 @@ def visualization_cloud(
 ) -> CloudContent:
     """Lay out x, y, z and the colour of the class, 16 bytes per point, with the header and shape of `content`."""
     _check_lengths(content, frame, labels)
-    return _laid_out(content, _COLORED, _coordinate_columns(frame) | {"rgb": _packed_colors(palette, labels)})
+    columns = _coordinate_columns(frame) | {"rgb": packed_colors(palette)[labels.class_id]}
+    return _laid_out(content, _alone(_COLORED), columns)
 
 
 def filtered_cloud(content: CloudContent, keep: np.ndarray) -> CloudContent:
     """Keep the points of a mask (N,) bool with all their bytes, as one row; fields and byte order stay."""
     if keep.shape != (len(content),):
         raise CloudError(f"a cloud of {len(content)} points got a mask of shape {keep.shape}")
-    step = content.point_step
-    rows = np.ndarray((content.height, content.width), f"V{step}", content.data, 0, (content.row_step, step))
-    points = rows.ravel()[keep] if len(content) else np.empty(0, f"V{step}")
-    return replace(content, height=1, width=len(points), row_step=len(points) * step, data=points.view(np.uint8))
+    points = _points(content).ravel()[keep]
+    return replace(content, height=1, width=len(points), row_step=points.nbytes, data=points.view(np.uint8))
 
 
 def cloud_from_frame(frame: LidarFrame, labels: np.ndarray | None = None) -> CloudContent:
@@ -418,7 +459,7 @@ def cloud_from_frame(frame: LidarFrame, labels: np.ndarray | None = None) -> Clo
         data=np.zeros(height * width * size, np.uint8),
         is_dense=bool(np.isfinite(frame.xyz).all()),
     )
-    return _laid_out(empty, PointLayout(tuple(fields), size), columns)
+    return _laid_out(empty, _alone(PointLayout(tuple(fields), size)), columns)
 
 
 def _check_lengths(content: CloudContent, frame: LidarFrame, labels: PointLabels) -> None:
@@ -430,45 +471,57 @@ def _coordinate_columns(frame: LidarFrame) -> dict[str, np.ndarray]:
     return {name: frame.xyz[:, axis] for axis, name in enumerate("xyz")}
 
 
-def _packed_colors(palette: np.ndarray, labels: PointLabels) -> np.ndarray:
-    """Pack the colours of the points as PCL does: the bits 0x00RRGGBB, declared float32."""
-    red, green, blue = palette.astype(np.uint32).T
-    return (red << 16 | green << 8 | blue)[labels.class_id].view(np.float32)
+def _points(content: CloudContent) -> np.ndarray:
+    """Look at the points in place: (height, width) of so many bytes."""
+    step = content.point_step
+    if len(content) == 0:
+        return np.empty((content.height, content.width), f"V{step}")
+    return np.ndarray((content.height, content.width), f"V{step}", content.data, 0, (content.row_step, step))
 
 
-def _laid_out(content: CloudContent, layout: PointLayout, columns: dict[str, np.ndarray]) -> CloudContent:
-    """Put columns into a little-endian cloud with the header and shape of `content`."""
-    points = np.zeros(len(content), _point_dtype(layout, is_bigendian=False))
-    for field in layout.fields:
-        points[field.name] = columns[field.name]
-    return _with_points(content, layout, points, is_bigendian=False)
+class _Written(NamedTuple):
+    """How points are written: `values` lie behind so many `kept` bytes of the input's points, all or none of them."""
+
+    layout: PointLayout
+    values: np.dtype
+    kept: int
+    is_bigendian: bool
 
 
-def _appended(content: CloudContent, addition: PointLayout, columns: dict[str, np.ndarray]) -> CloudContent:
-    """Put columns behind each point of a cloud."""
+def _labelled_as(content: CloudContent, layout: str) -> _Written:
+    if layout not in LAYOUTS:
+        raise UserError(f"no output layout '{layout}'; there are {', '.join(LAYOUTS)}")
+    return _behind(content, LAYOUTS[layout]) if layout == "append" else _alone(LAYOUTS[layout])
+
+
+def _alone(layout: PointLayout) -> _Written:
+    """Write nothing but the values of a layout, little-endian."""
+    return _Written(layout, _point_dtype(layout, is_bigendian=False), 0, is_bigendian=False)
+
+
+def _behind(content: CloudContent, addition: PointLayout) -> _Written:
+    """Write values behind each point of a cloud, in its byte order; CloudError where it has such fields already."""
     for field in content.fields:
-        if field.name in columns:
+        if field.name in (added.name for added in addition.fields):
             raise CloudError(
                 f"the cloud already has a field '{field.name}': take output layout aligned or autoware, "
                 "or a cloud without labels"
             )
     step = content.point_step
     added = tuple(replace(field, offset=field.offset + step) for field in addition.fields)
+    values = _point_dtype(PointLayout(added, step + addition.size), content.is_bigendian)
     layout = PointLayout((*content.fields, *added), step + addition.size)
-    point = np.dtype(
-        {
-            "names": ["kept", "added"],
-            "formats": [f"V{step}", _point_dtype(addition, content.is_bigendian)],
-            "offsets": [0, step],
-            "itemsize": layout.size,
-        }
-    )
-    points = np.empty((content.height, content.width), point)
-    if len(content):
-        points["kept"] = np.ndarray(points.shape, f"V{step}", content.data, 0, (content.row_step, step))
-    for name, values in columns.items():
-        points["added"][name] = values.reshape(points.shape)
-    return _with_points(content, layout, points.ravel(), content.is_bigendian)
+    return _Written(layout, values, step, content.is_bigendian)
+
+
+def _laid_out(content: CloudContent, written: _Written, columns: dict[str, np.ndarray]) -> CloudContent:
+    """Put columns, and what is kept of the points, into a cloud with the header and shape of `content`."""
+    points = np.zeros((content.height, content.width), written.values)
+    if written.kept:
+        np.ndarray(points.shape, f"V{written.kept}", points, 0, points.strides)[...] = _points(content)
+    for name in written.values.names or ():
+        points[name] = columns[name].reshape(points.shape)
+    return _with_points(content, written, points.ravel())
 
 
 def _point_dtype(layout: PointLayout, is_bigendian: bool) -> np.dtype:
@@ -482,12 +535,12 @@ def _point_dtype(layout: PointLayout, is_bigendian: bool) -> np.dtype:
     )
 
 
-def _with_points(content: CloudContent, layout: PointLayout, points: np.ndarray, is_bigendian: bool) -> CloudContent:
+def _with_points(content: CloudContent, written: _Written, points: np.ndarray) -> CloudContent:
     return replace(
         content,
-        fields=layout.fields,
-        is_bigendian=is_bigendian,
-        point_step=layout.size,
-        row_step=content.width * layout.size,
+        fields=written.layout.fields,
+        is_bigendian=written.is_bigendian,
+        point_step=written.layout.size,
+        row_step=content.width * written.layout.size,
         data=points.view(np.uint8),
     )

@@ -13,7 +13,7 @@ import numpy as np
 
 from lidar_semseg_ros.core.errors import UserError
 from lidar_semseg_ros.network.batching import Batching
-from lidar_semseg_ros.network.inputs import InputConfig, NetworkInput, example_input, prepare
+from lidar_semseg_ros.network.inputs import NetworkInput, example_input, prepare
 from lidar_semseg_ros.network.model_file import ModelDescription, description_in, read_safetensors, require_model_file
 
 if TYPE_CHECKING:
@@ -75,7 +75,7 @@ class TorchBackend:
         else:
             self.precision, self._runner = precision, _runner(model, device, precision, threads)
         self._logits = Batching(self._runner.logits_of, self._runner.most_clouds)
-        self.on_device = _device_segmenter(self._runner, self.description.inputs, device)
+        self.on_device = _device_segmenter(self._runner, self.description, device)
 
     @property
     def engine(self) -> str:
@@ -135,9 +135,9 @@ def _runner(model: WaffleIron, device: str, precision: str, threads: int) -> Run
     return CudaWaffleIron(model, dtype, device)
 
 
-def _device_segmenter(runner: Runner, inputs: InputConfig, device: str) -> DeviceSegmenter | None:
-    """Bring all steps to the device, if it is a GPU whose kernels run."""
-    if device == "cpu":
+def _device_segmenter(runner: Runner, description: ModelDescription, device: str) -> DeviceSegmenter | None:
+    """Bring all steps to the device, if it is a GPU whose kernels run, and the model one that labels."""
+    if device == "cpu" or description.classes is None:
         return None
     from lidar_semseg_ros.network.fused_network import CudaWaffleIron
 
@@ -148,7 +148,7 @@ def _device_segmenter(runner: Runner, inputs: InputConfig, device: str) -> Devic
         return None
     from lidar_semseg_ros.network.device_segmenter import device_segmenter
 
-    return device_segmenter(runner, runner.fused, inputs, device)
+    return device_segmenter(runner, runner.fused, description.inputs, description.classes.palette(), device)
 
 
 class OnnxBackend:

@@ -1,8 +1,9 @@
-"""From a sweep to its labels without leaving the device, in two CUDA graphs; needs Triton.
+"""From the bytes of a cloud to those of the labelled one without leaving the device, in two CUDA graphs; needs Triton.
 
-The first graph finds the points to keep. The host reads how many these are, and the second graph, of the capacity that
-holds them, prepares them, runs the network and labels every row. Capacities are powers of two and one size between each
-two. That of a sweep gets its graph when a few sweeps wanted it; until then a larger one serves, if there is one.
+The first graph reads the points and finds those to keep. The host reads how many these are, and the second graph, of
+the capacity that holds them, prepares them, runs the network and writes the bytes of every labelled row. Capacities are
+powers of two and one size between each two. That of a sweep gets its graph when a few sweeps wanted it; until then a
+larger one serves, if there is one. Clouds whose points are laid out otherwise get rooms and graphs of their own.
 """
 
 from __future__ import annotations
@@ -11,16 +12,28 @@ import logging
 import threading
 import time
 from collections import Counter
-from collections.abc import Callable
-from typing import Any, TypeVar
+from collections.abc import Callable, Hashable
+from typing import Any, NamedTuple, TypeVar
 
 import numpy as np
 import torch
 from torch import Tensor
 
+from lidar_semseg_ros.core.classes import packed_colors
 from lidar_semseg_ros.core.errors import UserError
-from lidar_semseg_ros.core.frame import UNLABELLED, LidarFrame, PointLabels
+from lidar_semseg_ros.core.frame import UNLABELLED
+from lidar_semseg_ros.core.packed import PackedCloud, packed_frame
+from lidar_semseg_ros.core.sensor import SensorConfig
 from lidar_semseg_ros.network.device_inputs import DeviceInput, DevicePreparation, Sifted
+from lidar_semseg_ros.network.device_points import (
+    SETTINGS,
+    Settings,
+    column,
+    normalised_coordinates,
+    normalised_intensity,
+    put_column,
+    settings_values,
+)
 from lidar_semseg_ros.network.fused_network import FusedNetwork, on
 from lidar_semseg_ros.network.inference import Runner
 from lidar_semseg_ros.network.inputs import InputConfig, prepare, to_points
@@ -32,6 +45,12 @@ PATIENCE = 5
 """A capture takes as long as many sweeps do, so a capacity must be wanted more often than in passing."""
 MOST_GRAPHS = 32
 """Enough for all capacities that a lidar or a few meet; what comes after them is done without one."""
+MOST_ROOMS = 16
+"""Enough for the sizes of the sweeps of a few lidars; a further one takes the place of the one unused for longest."""
+MOST_BYTES = 4096
+"""Of a point; a sensor's have some tens, and a room holds many points, however few there are."""
+HEADER = 16
+"""Bytes before the labelled points that come back with them; the first tells whether all is finite."""
 PART_REPEATS = 20
 
 T = TypeVar("T")
@@ -49,8 +68,8 @@ class Replays:
         self._captures = device.startswith("cuda")
         self.patience = PATIENCE if self._captures else 1
         self.fault = ""
-        self._graphs: dict[tuple[str, int, int], tuple[torch.cuda.CUDAGraph, Any]] = {}
-        self._wanted: Counter[tuple[str, int, int]] = Counter()
+        self._graphs: dict[tuple[str, Hashable, int], tuple[torch.cuda.CUDAGraph, Any]] = {}
+        self._wanted: Counter[tuple[str, Hashable, int]] = Counter()
         # Graphs run one after the other and keep their results alive, so that the rest of their memory can be shared.
         self._pool = torch.cuda.graph_pool_handle() if self._captures else None
 
@@ -58,24 +77,30 @@ class Replays:
         """Count the graphs."""
         return len(self._graphs)
 
-    def run(self, name: str, rows: int, capacity: int, work: Callable[[int], T]) -> T:
-        """Do the work of this name on a room of so many rows, with this capacity or a larger one.
+    def run(self, name: str, room: Hashable, capacity: int, work: Callable[[int], T]) -> T:
+        """Do the work of this name in a room, with this capacity or a larger one.
 
         It reads what lies where it lay the first time, and the next call of this name and room overwrites its result.
         """
-        key = (name, rows, capacity)
+        key = (name, room, capacity)
         if self._captures and key not in self._graphs:
             self._wanted[key] += 1
             if self._wanted[key] >= self.patience and len(self._graphs) < MOST_GRAPHS:
                 self._capture(key, work)
-        larger = [key for key in self._graphs if key[:2] == (name, rows) and key[2] >= capacity]
+        larger = [key for key in self._graphs if key[:2] == (name, room) and key[2] >= capacity]
         if not larger:
             return work(capacity)
         graph, result = self._graphs[min(larger)]
         graph.replay()
         return result
 
-    def _capture(self, key: tuple[str, int, int], work: Callable[[int], object]) -> None:
+    def forget(self, room: Hashable) -> None:
+        """Drop the graphs of a room, and that any were wanted."""
+        for kept in (self._graphs, self._wanted):
+            for key in [key for key in kept if key[1] == room]:
+                del kept[key]
+
+    def _capture(self, key: tuple[str, Hashable, int], work: Callable[[int], object]) -> None:
         # Whether it succeeds or not: after a failure, it must be wanted anew.
         del self._wanted[key]
         try:
@@ -98,99 +123,165 @@ class Replays:
         return graph, result
 
 
-class Room:
-    """Memory for a sweep of up to R rows, on the host and on the device: x y z of all rows, then their intensities."""
+class Form(NamedTuple):
+    """What clouds have in common that fit into one room: up to so many rows, and dtypes as of a PackedCloud."""
 
-    def __init__(self, rows: int, device: str) -> None:
-        on_gpu = device.startswith("cuda")
-        self.rows = rows
-        self._host = torch.empty(4 * rows, pin_memory=on_gpu)
-        self._device = torch.empty(4 * rows, device=device)
-        self.xyz, self.intensity = self._device[: 3 * rows].view(rows, 3), self._device[3 * rows :]
-        self.labels = torch.empty(3, rows, pin_memory=on_gpu)
+    rows: int
+    point: np.dtype
+    labelled: np.dtype
+    kept: int
+
+
+class Room:
+    """Memory for clouds of a form on the device, and for their bytes on the host."""
+
+    def __init__(self, form: Form, intensity: float, device: str) -> None:
+        """Make room; intensity: of clouds that have none."""
+        rows, point, labelled, _ = self.form = form
+        self._count = 0
+        self._on_gpu = device.startswith("cuda")
+        self._bytes = torch.empty(rows * point.itemsize, dtype=torch.uint8, pin_memory=self._on_gpu)
+        self._values = torch.empty(sum(SETTINGS), dtype=torch.float64, pin_memory=self._on_gpu)
+        self.points = torch.empty(rows, point.itemsize, dtype=torch.uint8, device=device)
+        self._settings = torch.empty(sum(SETTINGS), dtype=torch.float64, device=device)
+        self.settings = Settings(*self._settings.split(SETTINGS))
+        self.xyz = torch.empty(rows, 3, device=device)
+        self.intensity = torch.full((rows,), intensity, device=device)
         self.sifted = Sifted(
             voxel=torch.empty(rows, 3, dtype=torch.int32, device=device),
             low=torch.empty(3, device=device),
             kept=torch.empty(rows, dtype=torch.int64, device=device),
             total=torch.empty((), dtype=torch.int32, device=device),
         )
+        self._finished = torch.zeros(HEADER + rows * labelled.itemsize, dtype=torch.uint8, device=device)
+        self.is_finite = self._finished[0]
+        self.labelled = self._finished[HEADER:].view(rows, labelled.itemsize)
 
-    def put(self, xyz: np.ndarray, intensity: np.ndarray | float) -> None:
-        """Copy a sweep to the device; the rows beyond it have no return."""
-        host, rows = self._host.numpy(), len(xyz)
-        host[: 3 * rows] = xyz.reshape(-1)
-        host[3 * rows : 3 * self.rows] = np.nan
-        host[3 * self.rows :][:rows] = intensity
-        host[3 * self.rows :][rows:] = 0
-        self._device.copy_(self._host, non_blocking=True)
+    def put(self, cloud: PackedCloud, settings: list[float]) -> None:
+        """Copy a cloud, and what is done with it, to the device; beyond it lie bytes of others."""
+        size, self._count = cloud.rows.size, len(cloud)
+        self._bytes.numpy()[:size].reshape(cloud.rows.shape)[...] = cloud.rows
+        self.points.view(-1)[:size].copy_(self._bytes[:size], non_blocking=True)
+        self._values.numpy()[:] = settings
+        self._settings.copy_(self._values, non_blocking=True)
+
+    def fetched(self) -> tuple[np.ndarray, bool]:
+        """Copy the cloud's labelled points to the host, (N,) of the form's dtype; with them, whether all is finite.
+
+        The memory belongs to the array and is used again once that is gone.
+        """
+        end = HEADER + self._count * self.form.labelled.itemsize
+        on_host = torch.empty(end, dtype=torch.uint8, pin_memory=self._on_gpu)
+        on_host.copy_(self._finished[:end])
+        found = on_host.numpy()
+        return found[HEADER:].view(self.form.labelled), bool(found[0])
 
 
 class DeviceSegmenter:
-    """The steps of a sweep on a device: `prepare`, `compute` and `labels`, in this order for every sweep.
+    """The steps of a sweep on a device: `prepare` and `compute`, in this order for every sweep.
 
     turn: to be held from the first step to the last where several threads use it.
     """
 
-    def __init__(self, network: FusedNetwork, inputs: InputConfig, device: str) -> None:
+    def __init__(self, network: FusedNetwork, inputs: InputConfig, palette: np.ndarray, device: str) -> None:
+        """Make it ready; palette: (256, 3) uint8, colours by class id."""
         self.turn = threading.Lock()
         self.replays = Replays(device)
         self._network, self._inputs, self._device = network, inputs, device
         self._preparation = DevicePreparation(inputs, device)
-        self._rooms: dict[int, Room] = {}
+        self._colors = torch.from_numpy(packed_colors(palette)).to(device)
+        self._rooms: dict[Form, Room] = {}
         self._room: Room
 
-    def prepare(self, frame: LidarFrame, max_points: int = 0) -> int:
-        """Bring a sweep to the device and choose the points to keep, as `inputs.prepare` does; gives their number."""
-        rows = capacity_of(len(frame))
-        if rows > MOST_POINTS:
-            raise UserError(f"a sweep may have {MOST_POINTS:,} points on a GPU, but has {len(frame):,}; use device cpu")
+    def prepare(self, cloud: PackedCloud, sensor: SensorConfig, model_from_lidar: np.ndarray, min_score: float) -> int:
+        """Bring a cloud to the device and choose the points to keep; gives their number.
+
+        That is done as `sensor.normalised` and `inputs.prepare` do it. model_from_lidar: (4, 4), of `sensor.levelling`.
+        min_score: as of `segmenter.with_min_score`. UserError where the cloud is too large.
+        """
         with torch.inference_mode(), on(self._device):
-            if rows not in self._rooms:
-                self._rooms[rows] = Room(rows, self._device)
-            room = self._room = self._rooms[rows]
-            room.put(frame.xyz, self._inputs.intensity_mean if frame.intensity is None else frame.intensity)
-            self.replays.run("sift", rows, rows, self._sift)
-            sifted = room.sifted
+            room = self._room = self._room_for(cloud)
+            room.put(cloud, settings_values(len(cloud), sensor, model_from_lidar, min_score))
+            self.replays.run("sift", room.form, room.form.rows, self._sift)
+            sifted, most = room.sifted, sensor.max_points
             kept = int(sifted.total)
-            if 0 < max_points < kept:
-                chosen = torch.from_numpy(np.linspace(0, kept - 1, max_points).astype(np.int64)).to(self._device)
-                sifted.kept[:max_points] = sifted.kept[chosen]
-                sifted.total.fill_(max_points)
-                kept = max_points
+            if 0 < most < kept:
+                chosen = torch.from_numpy(np.linspace(0, kept - 1, most).astype(np.int64)).to(self._device)
+                sifted.kept[:most] = sifted.kept[chosen]
+                sifted.total.fill_(most)
+                kept = most
         return kept
 
-    def compute(self, kept: int) -> None:
-        """Run the network on the points kept, if there are any, and bring the labels of all rows to the host."""
-        if kept == 0:
-            return
-        room = self._room
+    def compute(self, kept: int) -> tuple[np.ndarray, bool]:
+        """Run the network on the points kept, if there are any, and bring the labelled points to the host.
+
+        These are (N,) of the cloud's dtype `labelled`; with them, whether the network gave nothing but finite numbers.
+        """
         with torch.inference_mode(), on(self._device):
-            room.labels.copy_(self.replays.run("label", room.rows, capacity_of(kept), self._label))
+            if kept:
+                self.replays.run("label", self._room.form, capacity_of(kept), self._label)
+            else:
+                nothing = torch.full((self._room.form.rows,), -1, device=self._device)
+                self._write(torch.zeros(1, 2, device=self._device), nothing)
+            return self._room.fetched()
+
+    def _room_for(self, cloud: PackedCloud) -> Room:
+        rows = capacity_of(len(cloud))
+        if rows > MOST_POINTS:
+            raise UserError(f"a sweep may have {MOST_POINTS:,} points on a GPU, but has {len(cloud):,}; use device cpu")
+        if cloud.point.itemsize > MOST_BYTES:
+            raise UserError(
+                f"a point may have {MOST_BYTES:,} bytes on a GPU, but has {cloud.point.itemsize:,}; use device cpu"
+            )
+        form = Form(rows, cloud.point, cloud.labelled, cloud.kept)
+        room = self._rooms.pop(form, None) or Room(form, self._inputs.intensity_mean, self._device)
+        while len(self._rooms) >= MOST_ROOMS:
+            unused = next(iter(self._rooms))
+            self.replays.forget(unused)
+            del self._rooms[unused]
+        self._rooms[form] = room
+        return room
 
     def _sift(self, _: int) -> None:
-        for place, found in zip(self._room.sifted, self._preparation.sifted(self._room.xyz)):
+        room = self._room
+        room.xyz.copy_(normalised_coordinates(room.points, room.form.point, room.settings))
+        if "intensity" in (room.form.point.names or ()):
+            room.intensity.copy_(normalised_intensity(room.points, room.form.point, room.settings))
+        for place, found in zip(room.sifted, self._preparation.sifted(room.xyz)):
             place.copy_(found)
 
     def _prepare(self, capacity: int) -> tuple[DeviceInput, Tensor]:
         room = self._room
         return self._preparation.network_input(room.xyz, room.intensity, room.sifted, capacity)
 
-    def _label(self, capacity: int) -> Tensor:
+    def _label(self, capacity: int) -> None:
         prepared, nearest = self._prepare(capacity)
-        return labels_of_rows(self._network(prepared), nearest)
+        self._write(self._network(prepared), nearest)
+
+    def _write(self, logits: Tensor, nearest_R: Tensor) -> None:
+        room, (_, point, labelled, kept) = self._room, self._room.form
+        labels = labels_of_rows(logits, nearest_R)
+        room.is_finite.copy_(labels.isfinite().all())
+        class_id, probability, entropy = with_min_score(labels, room.settings.min_score.float())
+        room.labelled[:, :kept] = room.points[:, :kept]
+        rgb = self._colors[class_id.long()]
+        found = {"class_id": class_id, "probability": probability, "entropy": entropy, "rgb": rgb}
+        for name in labelled.names or ():
+            values = found[name] if name in found else column(room.points, point, name)
+            put_column(room.labelled, labelled, name, values)
 
     def parts_ms(self) -> dict[str, float]:
         """Time what the device did with the last sweep, each part as a graph of its own: medians, in ms."""
         found = dict.fromkeys(("choose", "prepare", "network", "label"), 0.0)
         with self.turn, torch.inference_mode(), on(self._device):
-            replays, rows, capacity = Replays(self._device), self._room.rows, capacity_of(int(self._room.sifted.total))
+            replays, form, capacity = Replays(self._device), self._room.form, capacity_of(int(self._room.sifted.total))
 
             def timed(name: str, work: Callable[[int], T]) -> T:
                 durations_s = []
                 for _ in range(replays.patience + PART_REPEATS):
                     self._wait()
                     start = time.perf_counter()
-                    result = replays.run(name, rows, capacity, work)
+                    result = replays.run(name, form, capacity, work)
                     self._wait()
                     durations_s.append(time.perf_counter() - start)
                 found[name] = 1e3 * float(np.median(durations_s[replays.patience :]))
@@ -198,7 +289,7 @@ class DeviceSegmenter:
 
             prepared, nearest = timed("prepare", self._prepare)
             logits = timed("network", lambda _: self._network(prepared))
-            timed("label", lambda _: labels_of_rows(logits, nearest))
+            timed("label", lambda _: self._write(logits, nearest))
             timed("choose", self._sift)  # the last, for it forgets a limit to the number of points
         return found
 
@@ -206,20 +297,10 @@ class DeviceSegmenter:
         if self._device.startswith("cuda"):
             torch.cuda.synchronize(self._device)
 
-    def labels(self, frame: LidarFrame, kept: int) -> PointLabels:
-        """Give the labels of a sweep's rows, as `inputs.to_points` does; NaN where the network gave no number."""
-        rows = len(frame)
-        if kept == 0:
-            return PointLabels(
-                class_id=np.full(rows, UNLABELLED, np.uint8),
-                probability=np.zeros(rows, np.float32),
-                entropy=np.ones(rows, np.float32),
-            )
-        class_id, probability, entropy = self._room.labels[:, :rows].numpy().copy()
-        return PointLabels(class_id=class_id.astype(np.uint8), probability=probability, entropy=entropy)
 
-
-def device_segmenter(runner: Runner, network: FusedNetwork, inputs: InputConfig, device: str) -> DeviceSegmenter | None:
+def device_segmenter(
+    runner: Runner, network: FusedNetwork, inputs: InputConfig, palette: np.ndarray, device: str
+) -> DeviceSegmenter | None:
     """Bring all steps to the device, if it labels a trial sweep as `runner` does one that the host prepared.
 
     Else the reason is logged.
@@ -231,11 +312,10 @@ def device_segmenter(runner: Runner, network: FusedNetwork, inputs: InputConfig,
         return None
     expected = to_points(runner.logits(prepared).numpy(), prepared).class_id
     try:
-        segmenter = DeviceSegmenter(network, inputs, device)
+        segmenter = DeviceSegmenter(network, inputs, palette, device)
         for _ in range(segmenter.replays.patience):  # the last time by a graph
-            kept = segmenter.prepare(trial)
-            segmenter.compute(kept)
-        agreement = float(np.mean(segmenter.labels(trial, kept).class_id == expected))
+            labelled, _ = segmenter.compute(segmenter.prepare(packed_frame(trial), SensorConfig(), np.eye(4), 0.0))
+        agreement = float(np.mean(labelled["class_id"] == expected))
     except Exception as error:  # as with the network's kernels, of many types
         logger.warning("the host prepares the sweeps, for the kernels do not run here: %s", error)
         return None
@@ -259,7 +339,17 @@ def labels_of_rows(logits: Tensor, nearest_R: Tensor) -> Tensor:
     nats = -(share * logits.log_softmax(1)).sum(1)
     entropy = (nats / float(np.log(max(logits.shape[1], 2)))).clamp(0, 1)
     of_points = torch.stack([best.float(), probability, entropy])
-    unlabelled = torch.zeros_like(of_points[:, :1])
+    return torch.where(nearest_R < 0, _unlabelled(of_points), of_points[:, nearest_R.clamp(min=0)])
+
+
+def with_min_score(labels_3R: Tensor, min_score: Tensor) -> Tensor:
+    """Leave rows unlabelled as `segmenter.with_min_score` does; labels as `labels_of_rows` gives them."""
+    return torch.where(labels_3R[1] < min_score, _unlabelled(labels_3R), labels_3R)
+
+
+def _unlabelled(like_3R: Tensor) -> Tensor:
+    """Make class, probability and entropy of a row without a label: (3, 1)."""
+    unlabelled = torch.zeros_like(like_3R[:, :1])
     unlabelled[0] += UNLABELLED
     unlabelled[2] += 1
-    return torch.where(nearest_R < 0, unlabelled, of_points[:, nearest_R.clamp(min=0)])
+    return unlabelled

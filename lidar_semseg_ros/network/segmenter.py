@@ -1,4 +1,7 @@
-"""Sweep in, labels out: the three middle steps of a message, the same live and offline."""
+"""Sweep in, labels out: the three middle steps of a message, the same live and offline.
+
+Where a GPU does all of them, clouds come as bytes and go as those of labelled clouds (core/packed.py).
+"""
 
 from __future__ import annotations
 
@@ -10,14 +13,15 @@ import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any, Generic, TypeVar, overload
 
 import numpy as np
 
 from lidar_semseg_ros.core.errors import UserError
 from lidar_semseg_ros.core.frame import UNLABELLED, LidarFrame, PointLabels
 from lidar_semseg_ros.core.options import setting
-from lidar_semseg_ros.core.sensor import SensorConfig, normalised
+from lidar_semseg_ros.core.packed import PackedCloud, packed_frame, point_labels
+from lidar_semseg_ros.core.sensor import SensorConfig, feeds_intensity, levelling, normalised
 from lidar_semseg_ros.network.backends import BACKENDS, PRECISIONS, Backend
 from lidar_semseg_ros.network.inputs import prepare, to_points
 from lidar_semseg_ros.network.trial import trial_sweep
@@ -25,9 +29,12 @@ from lidar_semseg_ros.network.trial import trial_sweep
 if TYPE_CHECKING:
     from lidar_semseg_ros.network.device_segmenter import DeviceSegmenter
 
+L = TypeVar("L")
+
 OUTPUT_LAYOUTS = ("aligned", "autoware", "append")
 STAGES = ("convert", "prepare", "network", "finish", "publish", "total")
-"""The steps of a message that the node times."""
+"""The steps of a message that the node times. Where a device does them all, convert only finds out where the values lie
+in the bytes, and publish hands on bytes that are finished."""
 MODEL_SETTINGS = ("model", "device", "precision", "threads")
 """What two segmenters must agree in to share a loaded model."""
 DROP_CAUSES = ("busy", "stale", "invalid", "no_transform", "failed")
@@ -73,13 +80,15 @@ class SegmenterConfig:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Segmentation:
+class Segmentation(Generic[L]):
     """Labels of a sweep, and how long each step took in milliseconds of the segmenter's clock.
 
-    Where a device does all steps, prepare ends when it has chosen the points; the rest belongs to network.
+    labels: of a LidarFrame PointLabels; of a PackedCloud the labelled points, (N,) of its dtype `labelled`.
+    Where a device does all steps, prepare begins with the copy to it and ends when it has chosen the points; network
+    ends when the labelled points are back, and finish takes the labels of a LidarFrame out of them.
     """
 
-    labels: PointLabels
+    labels: L
     prepare_ms: float
     network_ms: float
     finish_ms: float
@@ -116,16 +125,31 @@ class Segmenter:
         """Tell as JSON what the class ids mean: id, name and colour of each, and the model and its version."""
         return json.dumps({"model": self.description.name, "version": self._version, **self.classes.to_mapping()})
 
-    def segment(self, frame: LidarFrame, level_from_lidar: np.ndarray | None = None) -> Segmentation:
-        """Label every row of a sweep.
+    @property
+    def takes_bytes(self) -> bool:
+        """Tell whether a device reads and writes the points itself, so that the host need not."""
+        return self.backend.on_device is not None
 
-        level_from_lidar: (4, 4), where the lidar is above the floor; None: as the settings say.
+    @overload
+    def segment(self, sweep: LidarFrame, level_from_lidar: np.ndarray | None = None) -> Segmentation[PointLabels]: ...
+
+    @overload
+    def segment(self, sweep: PackedCloud, level_from_lidar: np.ndarray | None = None) -> Segmentation[np.ndarray]: ...
+
+    def segment(self, sweep: LidarFrame | PackedCloud, level_from_lidar: np.ndarray | None = None) -> Segmentation[Any]:
+        """Label every row of a sweep; a PackedCloud only where `takes_bytes`.
+
+        level_from_lidar: (4, 4), where the lidar is above the floor; None: as the settings say. FloatingPointError
+        where the network gives no numbers.
         """
         start = self.clock()
-        levelled = normalised(frame, self.config.input, self.description.inputs.sensor_height_m, level_from_lidar)
         on_device = self.backend.on_device
-        labels, ready, computed = self._on_host(levelled) if on_device is None else self._on(on_device, levelled)
-        labels = with_min_score(labels, self.config.min_score)
+        if on_device is not None:
+            labels, ready, computed = self._on(on_device, sweep, level_from_lidar)
+        elif isinstance(sweep, LidarFrame):
+            labels, ready, computed = self._on_host(sweep, level_from_lidar)
+        else:
+            raise TypeError(f"{self.path.name} on {self.device} takes sweeps as LidarFrame")
         finished = self.clock()
         return Segmentation(
             labels=labels,
@@ -134,28 +158,36 @@ class Segmenter:
             finish_ms=(finished - computed) * 1e3,
         )
 
-    def _on_host(self, levelled: LidarFrame) -> tuple[PointLabels, float, float]:
+    def _on_host(self, frame: LidarFrame, level_from_lidar: np.ndarray | None) -> tuple[PointLabels, float, float]:
         """Label a sweep, the host doing all but the network; when the inputs and when the logits were ready, in s."""
-        prepared = prepare(levelled, self.description.inputs, self.config.input.max_points)
+        inputs = self.description.inputs
+        levelled = normalised(frame, self.config.input, inputs.sensor_height_m, level_from_lidar)
+        prepared = prepare(levelled, inputs, self.config.input.max_points)
         ready = self.clock()
         logits = self.backend.logits(prepared) if len(prepared) else np.empty((0, len(self.classes)), np.float32)
-        self._require_finite(logits)
+        self._require(bool(np.isfinite(logits).all()))
         computed = self.clock()
-        return to_points(logits, prepared), ready, computed
+        return with_min_score(to_points(logits, prepared), self.config.min_score), ready, computed
 
-    def _on(self, device: DeviceSegmenter, levelled: LidarFrame) -> tuple[PointLabels, float, float]:
+    def _on(
+        self, device: DeviceSegmenter, sweep: LidarFrame | PackedCloud, level_from_lidar: np.ndarray | None
+    ) -> tuple[PointLabels | np.ndarray, float, float]:
         """Label a sweep on a device; when the points were chosen and when the labels were there, in s."""
+        sensor, trained_height_m = self.config.input, self.description.inputs.sensor_height_m
+        cloud = packed_frame(sweep) if isinstance(sweep, LidarFrame) else sweep
+        if not feeds_intensity(cloud.has_intensity(), sensor.intensity):
+            cloud = cloud.without_intensity()
         with device.turn:
-            kept = device.prepare(levelled, self.config.input.max_points)
+            model_from_lidar = levelling(sensor, trained_height_m, level_from_lidar)
+            kept = device.prepare(cloud, sensor, model_from_lidar, self.config.min_score)
             ready = self.clock()
-            device.compute(kept)
+            points, is_finite = device.compute(kept)
             computed = self.clock()
-            labels = device.labels(levelled, kept)
-        self._require_finite(labels.entropy)
-        return labels, ready, computed
+        self._require(is_finite)
+        return point_labels(points) if isinstance(sweep, LidarFrame) else points, ready, computed
 
-    def _require_finite(self, values: np.ndarray) -> None:
-        if not np.isfinite(values).all():
+    def _require(self, is_finite: bool) -> None:
+        if not is_finite:
             raise FloatingPointError(f"{self.path.name} gave NaN or infinity in {self.backend.precision}; take float32")
 
 

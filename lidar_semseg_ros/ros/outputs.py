@@ -9,8 +9,9 @@ from rclpy.qos import DurabilityPolicy, QoSProfile, qos_profile_sensor_data
 from sensor_msgs.msg import Image, PointCloud2
 from std_msgs.msg import Header, String
 
-from lidar_semseg_ros.core.frame import UNLABELLED, LidarFrame, PointLabels
-from lidar_semseg_ros.formats.pointcloud2 import CloudContent, filtered_cloud, labelled_cloud, visualization_cloud
+from lidar_semseg_ros.core.frame import UNLABELLED
+from lidar_semseg_ros.formats.on_demand import LabelledOnDemand
+from lidar_semseg_ros.formats.pointcloud2 import filtered_cloud, visualization_cloud
 from lidar_semseg_ros.network.segmenter import Segmenter
 from lidar_semseg_ros.ros.endpoints import outlet
 from lidar_semseg_ros.ros.messages import cloud_message, image_message, installed_message, time_message
@@ -22,7 +23,6 @@ class Outputs:
     """The publishers of labelled clouds and of what the labels mean."""
 
     def __init__(self, node: Node, segmenter: Segmenter) -> None:
-        self._palette = segmenter.classes.palette()
         self._segmentation = outlet(node, PointCloud2, "~/output/pointcloud/segmentation", 2)
         self._visualization = outlet(node, PointCloud2, "~/output/pointcloud/visualization", 1)
         self._filtered = outlet(node, PointCloud2, "~/output/pointcloud/filtered", 1)
@@ -43,23 +43,26 @@ class Outputs:
             )
         )
 
-    def publish(
-        self, content: CloudContent, frame: LidarFrame, labels: PointLabels, layout: str, removed: np.ndarray
-    ) -> None:
-        """Publish a cloud's labels in every form that is subscribed to; removed: class ids the filtered cloud lacks."""
+    def publish(self, labelled: LabelledOnDemand, removed: np.ndarray) -> None:
+        """Publish a cloud's labels in every form that is subscribed to; removed: class ids the filtered cloud lacks.
+
+        The labelled cloud goes first, for a GPU has finished its bytes; all else is made from them.
+        """
+        cloud = labelled.cloud
         if self._segmentation.get_subscription_count():
-            labelled = labelled_cloud(content, frame, labels, self._palette, layout)
-            self._segmentation.publish(cloud_message(labelled))
+            self._segmentation.publish(cloud_message(labelled.content))
         if self._visualization.get_subscription_count():
-            self._visualization.publish(cloud_message(visualization_cloud(frame, content, labels, self._palette)))
+            colored = visualization_cloud(cloud.frame, cloud.content, labelled.labels, cloud.palette)
+            self._visualization.publish(cloud_message(colored))
         if self._filtered.get_subscription_count():
-            self._filtered.publish(cloud_message(filtered_cloud(content, ~np.isin(labels.class_id, removed))))
-        shape = (content.height, content.width)
-        header = Header(stamp=time_message(content.stamp_ns), frame_id=content.frame_id)
+            kept = ~np.isin(labelled.labels.class_id, removed)
+            self._filtered.publish(cloud_message(filtered_cloud(cloud.content, kept)))
+        shape = (cloud.content.height, cloud.content.width)
+        header = Header(stamp=time_message(cloud.content.stamp_ns), frame_id=cloud.content.frame_id)
         if self._label_image.get_subscription_count():
-            self._label_image.publish(image_message(labels.class_id.reshape(shape), header))
+            self._label_image.publish(image_message(labelled.labels.class_id.reshape(shape), header))
         if self._confidence_image.get_subscription_count():
-            confidence = np.rint(labels.probability * 255).astype(np.uint8)
+            confidence = np.rint(labelled.labels.probability * 255).astype(np.uint8)
             self._confidence_image.publish(image_message(confidence.reshape(shape), header))
 
 

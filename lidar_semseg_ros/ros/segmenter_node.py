@@ -9,6 +9,7 @@ import time
 from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import cached_property
+from typing import Any
 
 import numpy as np
 from rclpy.node import Node
@@ -19,9 +20,11 @@ from std_srvs.srv import SetBool, Trigger
 from lidar_semseg_ros.core.errors import UserError
 from lidar_semseg_ros.core.frame import LidarFrame
 from lidar_semseg_ros.core.options import setting
+from lidar_semseg_ros.core.packed import PackedCloud
 from lidar_semseg_ros.core.sensor import SensorConfig
 from lidar_semseg_ros.formats.config_files import package_share
-from lidar_semseg_ros.formats.pointcloud2 import CloudContent, cloud_content, read_cloud
+from lidar_semseg_ros.formats.on_demand import CloudOnDemand, LabelledOnDemand
+from lidar_semseg_ros.formats.pointcloud2 import CloudContent, cloud_content
 from lidar_semseg_ros.network.plausibility import doubt
 from lidar_semseg_ros.network.segmenter import DROP_CAUSES, STAGES, Segmentation, Segmenter, SegmenterConfig
 from lidar_semseg_ros.ros.diagnostics import DiagnosticsPublisher, GapMeter, Tally
@@ -91,8 +94,8 @@ class SegmenterNode(Node):
         self._segmenter = Segmenter(self._config, package_share() / "models", beside._segmenter if beside else None)
         self._removed = self._ids_of(self._config.filter)
         self._outputs = Outputs(self, self._segmenter)
-        palette = self._segmenter.classes.palette()
-        self._overlay = Overlay(self, self._config.overlay, palette, lambda: self._transforms)
+        self._palette = self._segmenter.classes.palette()
+        self._overlay = Overlay(self, self._config.overlay, self._palette, lambda: self._transforms)
         if self._config.input.level_frame:
             self._transforms  # noqa: B018 - to fail at the start, not at the first cloud
         self._durations = {
@@ -110,7 +113,7 @@ class SegmenterNode(Node):
         self._enabled = True
         self._input: NewestSubscription | None = None
         self._topic = self.resolve_topic_name("~/input/pointcloud")
-        self._last_stamp_ns = 0
+        self._last_stamp_ns, self._looked_s = 0, -math.inf
         self.create_service(SetBool, "~/enable", self._enable)
         self.create_service(Trigger, "~/reset", self._reset)
         self.create_service(Trigger, "~/dump_timings", self._dump_timings)
@@ -193,11 +196,13 @@ class SegmenterNode(Node):
         if 0 < config.input.max_age_s < age_s:
             self._drops.drop("stale", f"it is {age_s:.2f} s old, and input.max_age_s is {config.input.max_age_s}")
             return
-        frame = read_cloud(content, config.input.fields)
+        cloud = CloudOnDemand(content, config.input.fields, config.output.layout, self._palette)
+        sweep = cloud.packed if self._segmenter.takes_bytes else cloud.frame
         converted = time.perf_counter()
-        result = self._segmented(frame, self._level_from_lidar(config, content))
+        result = self._segmented(sweep, self._level_from_lidar(config, content))
         segmented = time.perf_counter()
-        self._outputs.publish(content, frame, result.labels, config.output.layout, removed)
+        labelled = LabelledOnDemand(cloud, result.labels)
+        self._outputs.publish(labelled, removed)
         published = time.perf_counter()
         self._tally.count("labelled")
         self._publish_durations(
@@ -210,17 +215,17 @@ class SegmenterNode(Node):
         )
         age_s = self._age_s(content.stamp_ns)
         self._latency.publish(Float64(data=age_s * 1e3 if 0 <= age_s <= MAX_PLAUSIBLE_LATENCY_S else math.nan))
-        self._look_at(frame, result)
+        self._look_at(labelled)
 
-    def _segmented(self, frame: LidarFrame, level_from_lidar: np.ndarray | None) -> Segmentation:
+    def _segmented(self, sweep: LidarFrame | PackedCloud, level_from_lidar: np.ndarray | None) -> Segmentation[Any]:
         """Segment, and once more if that fails: a GPU that others use too can be out of memory for a moment."""
         try:
-            return self._segmenter.segment(frame, level_from_lidar)
+            return self._segmenter.segment(sweep, level_from_lidar)
         except UserError:
             raise
         except Exception as error:
             self.get_logger().warning(f"labelling failed, once more: {error!r}", throttle_duration_sec=LOG_PERIOD_S)
-            return self._segmenter.segment(frame, level_from_lidar)
+            return self._segmenter.segment(sweep, level_from_lidar)
 
     def _age_s(self, stamp_ns: int) -> float:
         return (self.get_clock().now().nanoseconds - stamp_ns) / 1e9
@@ -235,15 +240,18 @@ class SegmenterNode(Node):
             self._tally.time(stage, duration_ms)
             self._durations[stage].publish(Float64(data=duration_ms))
 
-    def _look_at(self, frame: LidarFrame, result: Segmentation) -> None:
-        """Draw the overlay if somebody watches, and say if the labels are hardly to be trusted."""
-        sensor, inputs = self._config.input, self._segmenter.description.inputs
-        said = doubt(frame, result.labels, self._segmenter.classes, inputs, sensor, bool(sensor.level_frame))
-        if said:
-            self.get_logger().warning(said, throttle_duration_sec=12 * LOG_PERIOD_S)
+    def _look_at(self, labelled: LabelledOnDemand) -> None:
+        """Draw the overlay if somebody watches, and say now and then if the labels are hardly to be trusted."""
+        sensor, inputs, cloud = self._config.input, self._segmenter.description.inputs, labelled.cloud
+        if time.monotonic() - self._looked_s >= LOG_PERIOD_S:
+            self._looked_s = time.monotonic()
+            classes, is_levelled = self._segmenter.classes, bool(sensor.level_frame)
+            said = doubt(cloud.frame, labelled.labels, classes, inputs, sensor, is_levelled)
+            if said:
+                self.get_logger().warning(said, throttle_duration_sec=12 * LOG_PERIOD_S)
         if self._overlay.wanted():
             try:
-                self._overlay.publish(frame, result.labels)
+                self._overlay.publish(cloud.frame, labelled.labels)
             except UserError as error:
                 self.get_logger().warning(f"no overlay: {error}", throttle_duration_sec=LOG_PERIOD_S)
 

@@ -14,6 +14,8 @@ import pytest
 
 pytest.importorskip("torch", reason="PyTorch is not installed")
 
+from stand_in_device import StandInDevice
+
 from lidar_semseg_ros.cli import benchmark
 from lidar_semseg_ros.cli.bench_command import clouds, report, shares
 from lidar_semseg_ros.cli.growth import Case, panels, scanner
@@ -21,6 +23,7 @@ from lidar_semseg_ros.cli.main import main
 from lidar_semseg_ros.network.inputs import NetworkInput
 from lidar_semseg_ros.network.model_file import read_description
 from lidar_semseg_ros.network.roofline import Ceilings, cost_of
+from lidar_semseg_ros.network.segmenter import Segmenter, SegmenterConfig
 from lidar_semseg_ros.network.waffleiron import WaffleIronConfig
 from lidar_semseg_ros.sim.drive import random_views
 
@@ -106,6 +109,14 @@ def test_on_a_gpu_all_graphs_are_captured_before_a_sweep_is_timed(monkeypatch: p
     assert figures["ceilings"]["share_of_flops"] == pytest.approx(figures["gflop"] / 2e-3 / 4)
     assert "float16 on cuda" in report(figures) and "by CUDA graphs" in report(figures)
     assert "choose 0.10 ms, prepare 0.40 ms, network 2.00 ms" in report(figures)
+
+
+def test_on_a_device_the_stages_begin_and_end_with_bytes() -> None:
+    segmenter = Segmenter(SegmenterConfig(device="cpu", precision="float32", threads=1), ROOT / "models")
+    segmenter.backend.on_device = StandInDevice()
+    timed = benchmark.labelled(segmenter, next(clouds("8x64", None)))
+    assert list(timed.durations_ms) == ["read", "prepare + network", "finish", "pack", "total"]
+    assert len(timed.labelled.content) == 512 and "frame" not in vars(timed.labelled.cloud)
 
 
 def test_a_lidar_may_be_given_by_its_resolution() -> None:

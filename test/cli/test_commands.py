@@ -14,11 +14,14 @@ import yaml
 
 pytest.importorskip("torch", reason="PyTorch is not installed")
 
+from stand_in_device import StandInDevice
+
 from lidar_semseg_ros.cli import info_command
 from lidar_semseg_ros.cli.main import main
 from lidar_semseg_ros.core.frame import LidarFrame
 from lidar_semseg_ros.formats.bags import BagWriter, cloud_topics, open_bag
 from lidar_semseg_ros.formats.pointcloud2 import CloudContent, cloud_content, cloud_from_frame, column, read_cloud
+from lidar_semseg_ros.network import backends
 from lidar_semseg_ros.network.segmenter import Segmentation, Segmenter
 
 SEGMENTATION = "/segmenter/output/pointcloud/segmentation"
@@ -238,6 +241,20 @@ def test_clouds_that_cannot_be_segmented_are_dropped_with_a_line_each_and_the_ot
     assert "cloud at 2 dropped: " in said.err and "cloud at 3 dropped: the model gave NaN" in said.err
     with open_bag(output) as out:
         assert [one.log_time_ns for one in out.messages([SEGMENTATION])] == [1, 4]
+
+
+def test_bytes_that_a_device_has_finished_are_written_as_they_are(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    device = StandInDevice()
+    monkeypatch.setattr(backends, "_device_segmenter", lambda runner, description, name: device)
+    with BagWriter(tmp_path / "in.mcap") as writer:
+        writer.write_cloud("/lidar/points", cloud_of(1))
+    main(["segment", str(tmp_path / "in.mcap"), "-o", str(tmp_path / "out.mcap"), "--output-layout", "append"])
+    assert "1 clouds labelled" in capsys.readouterr().out and len(device.clouds) == 1
+    with open_bag(tmp_path / "out.mcap") as out:
+        written = next(cloud_content(one.message()) for one in out.messages([SEGMENTATION]))
+    assert np.array_equal(column(written, "z"), column(cloud_of(1), "z")) and (column(written, "class_id") == 3).all()
 
 
 @pytest.mark.parametrize("command", ["segment", "convert", "simulate"])

@@ -14,8 +14,9 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from lidar_semseg_ros.core.errors import UserError
+from lidar_semseg_ros.core.sensor import FieldNames
 from lidar_semseg_ros.formats.images import ENCODINGS, ImageError, read_camera_info, read_image
-from lidar_semseg_ros.formats.pointcloud2 import CloudError, cloud_content, column, read_cloud
+from lidar_semseg_ros.formats.pointcloud2 import CloudError, cloud_content, column, packed_cloud, read_cloud
 
 settings.register_profile(
     "readers",
@@ -113,6 +114,23 @@ def test_frame_has_the_coordinates_that_struct_reads_row_by_row(layout: Layout) 
         if name in ("x", "y", "z"):
             expected = as_float32(unpacked(layout.message, offset, datatype, 1)[:, 0])
             np.testing.assert_array_equal(frame.xyz[:, "xyz".index(name)], expected)
+
+
+@given(layouts())
+def test_bytes_are_described_where_they_are_read(layout: Layout) -> None:
+    content = cloud_content(layout.message)
+    try:
+        frame = read_cloud(content)
+    except CloudError as error:  # see above
+        with pytest.raises(CloudError) as other:
+            packed_cloud(content, FieldNames(), "aligned")
+        assert str(other.value) == str(error)
+        return
+    packed = packed_cloud(content, FieldNames(), "aligned")
+    points = np.ascontiguousarray(packed.rows).reshape(-1).view(packed.point)
+    assert len(packed) == len(points) == len(frame) and packed.has_intensity() == (frame.intensity is not None)
+    for axis, name in enumerate("xyz"):
+        np.testing.assert_array_equal(as_float32(points[name]), frame.xyz[:, axis])
 
 
 @given(layouts())

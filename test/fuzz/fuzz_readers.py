@@ -115,7 +115,15 @@ def cloud_message(decide: Decisions) -> Any:
 
 def fuzz_cloud(data: bytes) -> None:
     """Take a cloud from the message to every output layout; its rows must come out as they went in."""
-    from lidar_semseg_ros.formats.pointcloud2 import LAYOUTS, cloud_content, column, labelled_cloud, read_cloud
+    from lidar_semseg_ros.core.sensor import FieldNames
+    from lidar_semseg_ros.formats.pointcloud2 import (
+        LAYOUTS,
+        cloud_content,
+        column,
+        labelled_cloud,
+        packed_cloud,
+        read_cloud,
+    )
     from lidar_semseg_ros.network.inputs import InputConfig, prepare, to_points
 
     message = cloud_message(Decisions(data))
@@ -134,6 +142,9 @@ def fuzz_cloud(data: bytes) -> None:
         labelled = labelled_cloud(content, frame, labels, np.zeros((256, 3), np.uint8), layout)
         if len(labelled) != len(frame) or labelled.row_step >= 2**32:
             raise AssertionError(f"{len(frame)} points became {len(labelled)} of row_step {labelled.row_step}")
+        packed = packed_cloud(content, FieldNames(), layout)
+        if len(packed) != len(frame) or packed.labelled.itemsize != labelled.point_step:
+            raise AssertionError(f"{len(frame)} points of {labelled.point_step} bytes were described as {packed}")
 
 
 def fuzz_image(data: bytes) -> None:

@@ -8,6 +8,7 @@ import sys
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
 import pytest
@@ -23,15 +24,27 @@ from random_networks import random_network
 from waiting_calls import outcomes
 
 from lidar_semseg_ros.core.classes import ClassTable
-from lidar_semseg_ros.core.frame import LidarFrame
+from lidar_semseg_ros.core.frame import LidarFrame, PointLabels
+from lidar_semseg_ros.core.packed import packed_frame, point_labels
+from lidar_semseg_ros.core.sensor import FieldNames, IntensityConfig, RangeConfig, SensorConfig
+from lidar_semseg_ros.formats.on_demand import CloudOnDemand, LabelledOnDemand
+from lidar_semseg_ros.formats.pointcloud2 import LAYOUTS, cloud_from_frame, column, packed_cloud
 from lidar_semseg_ros.network import backends, fused_network
 from lidar_semseg_ros.network.fused_network import CudaWaffleIron
 from lidar_semseg_ros.network.inference import Cells, CpuWaffleIron
 from lidar_semseg_ros.network.inputs import InputConfig, NetworkInput, prepare, to_points
-from lidar_semseg_ros.network.model_file import ModelDescription, read_description, write_safetensors
+from lidar_semseg_ros.network.model_file import (
+    ModelDescription,
+    read_description,
+    read_safetensors,
+    write_safetensors,
+)
 from lidar_semseg_ros.network.segmenter import Segmenter, SegmenterConfig
 from lidar_semseg_ros.network.trial import trial_sweep
-from lidar_semseg_ros.network.waffleiron import WaffleIron, WaffleIronConfig, planes_of
+from lidar_semseg_ros.network.waffleiron import WaffleIron, WaffleIronConfig, from_state_dict, planes_of
+
+if TYPE_CHECKING:
+    from lidar_semseg_ros.network.device_segmenter import DeviceSegmenter
 
 ROOT = Path(__file__).resolve().parents[2]
 needs_gpu = pytest.mark.skipif(not ON_GPU, reason="no CUDA GPU on this machine")
@@ -47,6 +60,7 @@ INPUTS = InputConfig(
     intensity_mean=0.5,
     intensity_std=0.3,
 )
+PALETTE = np.zeros((256, 3), np.uint8)
 SMALL = WaffleIronConfig(inputs=5, width=24, depth=2, outputs=7)
 VARIANTS = {
     "waffleiron": SMALL,
@@ -214,6 +228,14 @@ def test_rows_beyond_the_points_change_nothing() -> None:
     assert len(padded) > len(exact) and (padded[: len(exact)] - exact).abs().max() < 1e-6
 
 
+def labelled(segmenter: DeviceSegmenter, frame: LidarFrame, max_points: int = 0) -> tuple[int, PointLabels]:
+    """How many points were kept, and the labels."""
+    kept = segmenter.prepare(packed_frame(frame), SensorConfig(max_points=max_points), np.eye(4), 0.0)
+    points, is_finite = segmenter.compute(kept)
+    assert is_finite
+    return kept, point_labels(points)
+
+
 @needs_triton
 @pytest.mark.parametrize("max_points", [0, 9])
 def test_a_sweep_is_labelled_as_on_the_host(max_points: int, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -222,10 +244,8 @@ def test_a_sweep_is_labelled_as_on_the_host(max_points: int, monkeypatch: pytest
     monkeypatch.setattr(device_segmenter, "LEAST_CAPACITY", 16)
     model, frame = random_network(SMALL), replace(awkward_cloud(), intensity=None)
     network = fused_network.FusedNetwork(model, torch.float32, DEVICE)
-    segmenter = device_segmenter.DeviceSegmenter(network, INPUTS, DEVICE)
-    kept = segmenter.prepare(frame, max_points)
-    segmenter.compute(kept)
-    labels = segmenter.labels(frame, kept)
+    segmenter = device_segmenter.DeviceSegmenter(network, INPUTS, PALETTE, DEVICE)
+    kept, labels = labelled(segmenter, frame, max_points)
     prepared = prepare(frame, INPUTS, max_points)
     expected = to_points(by_modules(model, prepared).numpy(), prepared)
     assert kept == len(prepared)
@@ -244,7 +264,7 @@ def test_the_host_prepares_where_the_device_labels_otherwise(
     monkeypatch.setattr(device_segmenter, "LEAST_CAPACITY", 16)
     network = CudaWaffleIron(random_network(SMALL), torch.float32, DEVICE)
     assert network.fused is not None
-    arguments = (network, network.fused, INPUTS, DEVICE)
+    arguments = (network, network.fused, INPUTS, PALETTE, DEVICE)
     assert device_segmenter.device_segmenter(*arguments) is not None and caplog.text == ""
     wrong = torch.tensor([[7.0], [0.5], [0.5]], device=DEVICE)
     monkeypatch.setattr(device_segmenter, "labels_of_rows", lambda logits, nearest: wrong.expand(3, len(nearest)))
@@ -256,14 +276,11 @@ def test_the_host_prepares_where_the_device_labels_otherwise(
 def test_a_sweep_without_a_point_is_unlabelled() -> None:
     from lidar_semseg_ros.network.device_segmenter import DeviceSegmenter
 
-    segmenter = DeviceSegmenter(
-        fused_network.FusedNetwork(random_network(SMALL), torch.float32, DEVICE), INPUTS, DEVICE
-    )
+    network = fused_network.FusedNetwork(random_network(SMALL), torch.float32, DEVICE)
+    segmenter = DeviceSegmenter(network, INPUTS, PALETTE, DEVICE)
     for points in (0, 4):
         frame = replace(cloud(points), xyz=np.full((points, 3), np.nan, np.float32))
-        kept = segmenter.prepare(frame)
-        segmenter.compute(kept)
-        labels = segmenter.labels(frame, kept)
+        kept, labels = labelled(segmenter, frame)
         assert kept == 0 and labels.class_id.tolist() == [255] * points and labels.entropy.tolist() == [1] * points
 
 
@@ -386,16 +403,14 @@ def test_the_parts_of_the_last_sweep_are_timed_and_the_next_one_is_labelled_as_e
     monkeypatch.setattr(device_segmenter, "PART_REPEATS", 1)
     monkeypatch.setattr(device_segmenter, "LEAST_CAPACITY", 16)
     network = fused_network.FusedNetwork(random_network(replace(SMALL, depth=1)), torch.float32, DEVICE)
-    segmenter = device_segmenter.DeviceSegmenter(network, INPUTS, DEVICE)
+    segmenter = device_segmenter.DeviceSegmenter(network, INPUTS, PALETTE, DEVICE)
 
-    def labels() -> np.ndarray:
-        kept = segmenter.prepare(cloud(9), 7)
-        segmenter.compute(kept)
-        return segmenter.labels(cloud(9), kept).entropy
+    def entropy() -> np.ndarray:
+        return labelled(segmenter, cloud(9), max_points=7)[1].entropy
 
-    before, parts_ms = labels(), segmenter.parts_ms()
+    before, parts_ms = entropy(), segmenter.parts_ms()
     assert set(parts_ms) == {"choose", "prepare", "network", "label"} and all(ms > 0 for ms in parts_ms.values())
-    assert np.array_equal(labels(), before)
+    assert np.array_equal(entropy(), before)
 
 
 @needs_triton
@@ -419,8 +434,7 @@ def test_labels_of_rows_are_those_of_the_host() -> None:
 def test_no_step_that_is_captured_looks_at_the_data(dtype: torch.dtype, monkeypatch: pytest.MonkeyPatch) -> None:
     """Tensors without memory stand for those of a GPU: whatever reads one, or mixes it with the host's, raises."""
     from lidar_semseg_ros.network import triton_kernels
-    from lidar_semseg_ros.network.device_inputs import DevicePreparation
-    from lidar_semseg_ros.network.device_segmenter import labels_of_rows
+    from lidar_semseg_ros.network.device_segmenter import DeviceSegmenter
 
     def of_rows(like: torch.Tensor, rows: object, columns: int) -> torch.Tensor:
         return torch.empty((len(rows), columns), dtype=like.dtype, device=like.device)
@@ -434,13 +448,15 @@ def test_no_step_that_is_captured_looks_at_the_data(dtype: torch.dtype, monkeypa
         "inflate": lambda *arguments: None,
     }.items():
         monkeypatch.setattr(triton_kernels, name, kernel)
+    content = replace(cloud_from_frame(cloud(500)), is_bigendian=True)
     with torch.inference_mode():
-        preparation = DevicePreparation(INPUTS, "meta")
-        xyz, intensity = torch.empty(512, 3, device="meta"), torch.empty(512, device="meta")
-        prepared, nearest = preparation.network_input(xyz, intensity, preparation.sifted(xyz), 256)
-        for config in VARIANTS.values():
+        for config, layout in zip(VARIANTS.values(), LAYOUTS, strict=True):
             network = fused_network.FusedNetwork(WaffleIron(config), dtype, "meta")
-            assert labels_of_rows(network(prepared), nearest).shape == (3, 512)
+            device = DeviceSegmenter(network, INPUTS, PALETTE, "meta")
+            device._room = device._room_for(packed_cloud(content, FieldNames(), layout))
+            device._sift(512)
+            prepared, _ = device._prepare(256)
+            device._label(256)
     assert prepared.neighbours.dtype == torch.int32 and prepared.features.dtype == torch.float32
     assert all(array.dtype == torch.int32 for plane in prepared.planes for array in plane)
 
@@ -514,6 +530,58 @@ def saved(path: Path, config: WaffleIronConfig, inputs: InputConfig = INPUTS) ->
     return path
 
 
+def searched(
+    queries: torch.Tensor,
+    voxels: torch.Tensor,
+    codes: torch.Tensor,
+    points: torch.Tensor,
+    ranks: torch.Tensor,
+    total: torch.Tensor,
+    lattice: torch.Tensor,
+    count: int,
+    first_level: int,
+    others: bool,
+) -> torch.Tensor:
+    """What the kernel finds, by looking at every point: in Triton's interpreter 16 neighbours take half a minute."""
+    found = torch.full((len(queries), count), -1, dtype=torch.int32)
+    for query in torch.nonzero(voxels[:, 0] >= 0).flatten().tolist():
+        far_m2 = (points[:total].double() - queries[query].double()).square().sum(1)
+        asked = far_m2 < lattice[5]
+        if others:
+            asked &= ranks[:total] != query
+        nearest = ranks[:total][asked][far_m2[asked].argsort(stable=True)[:count]]
+        found[query, : len(nearest)] = nearest
+    return found
+
+
+@needs_triton
+def test_a_device_gives_the_bytes_of_the_labelled_cloud_that_the_host_writes(monkeypatch: pytest.MonkeyPatch) -> None:
+    from lidar_semseg_ros.network import device_segmenter
+
+    if not ON_GPU:
+        monkeypatch.setattr("lidar_semseg_ros.network.triton_kernels.search", searched)
+    monkeypatch.setattr(device_segmenter, "LEAST_CAPACITY", 16)
+    sensor = SensorConfig(roll=0.1, pitch=-0.2, sensor_height=1.2, range=RangeConfig(min=0.2), max_points=14)
+    config = SegmenterConfig(device="cpu", precision="float32", threads=1, min_score=0.3, input=sensor)
+    by_host, by_device = (Segmenter(config, ROOT / "models") for _ in range(2))
+    state, description = read_safetensors(by_device.path)
+    model, palette = from_state_dict(WaffleIronConfig(**description.network), state, ""), by_host.classes.palette()
+    network = fused_network.FusedNetwork(model, torch.float32, DEVICE)
+    by_device.backend.on_device = device_segmenter.DeviceSegmenter(network, description.inputs, palette, DEVICE)
+    assert by_device.takes_bytes and not by_host.takes_bytes
+    frame = cloud(20)
+    frame.xyz[3], frame.xyz[5], frame.xyz[7] = np.nan, 0, (0.1, 0.1, 0.1)
+    asked = CloudOnDemand(cloud_from_frame(frame), FieldNames(), "aligned", palette)
+    found = LabelledOnDemand(asked, by_device.segment(asked.packed).labels)
+    expected = LabelledOnDemand(asked, by_host.segment(asked.frame).labels)
+    assert 3 <= np.sum(expected.labels.class_id == 255) < len(frame)
+    for name in ("x", "y", "z", "rgb", "class_id"):
+        assert column(found.content, name).tobytes() == column(expected.content, name).tobytes(), name
+    for name in ("probability", "entropy"):
+        # Sums of float32 in another order.
+        assert np.allclose(column(found.content, name), column(expected.content, name), atol=1e-5)
+
+
 @needs_gpu
 @pytest.mark.parametrize("precision", ["float32", "bfloat16", "float16", "auto"])
 def test_sweeps_of_changing_size_are_labelled_on_the_gpu_as_on_the_cpu(tmp_path: Path, precision: str) -> None:
@@ -543,6 +611,32 @@ def test_a_replayed_graph_gives_the_same_labels_again(tmp_path: Path, caplog: py
     assert np.array_equal(again.class_id, replayed.class_id) and np.array_equal(again.entropy, replayed.entropy)
     assert np.array_equal(launched.class_id, replayed.class_id)
     assert np.allclose(launched.entropy, replayed.entropy, atol=1e-5)
+
+
+@needs_gpu
+@pytest.mark.parametrize("layout", LAYOUTS)
+def test_a_replayed_graph_takes_the_settings_of_its_sweep(layout: str, tmp_path: Path) -> None:
+    path = saved(tmp_path / "m.safetensors", SMALL)
+    by_host, by_device = (
+        Segmenter(SegmenterConfig(model=str(path), device=device, precision="float32"), tmp_path)
+        for device in ("cpu", "cuda")
+    )
+    for min_score, sensor in (
+        (0.0, SensorConfig()),
+        (0.3, SensorConfig(roll=0.2, sensor_height=1.0, range=RangeConfig(min=0.5))),
+        (0.2, SensorConfig(pitch=-0.1, intensity=IntensityConfig(scale=0.5, clip=0.3))),
+    ):
+        by_host.config = replace(by_host.config, min_score=min_score, input=sensor)
+        by_device.config = replace(by_device.config, min_score=min_score, input=sensor)
+        for points in (3000, 2900):
+            content = cloud_from_frame(cloud(points, 2.0, seed=points))
+            asked = CloudOnDemand(content, FieldNames(), layout, PALETTE)
+            expected = LabelledOnDemand(asked, by_host.segment(asked.frame).labels)
+            for _ in range(by_device.backend.on_device.replays.patience):
+                found = LabelledOnDemand(asked, by_device.segment(asked.packed).labels)
+            assert np.mean(found.labels.class_id == expected.labels.class_id) > 0.999
+            for name in "xyz":
+                assert column(found.content, name).tobytes() == column(expected.content, name).tobytes()
 
 
 @needs_gpu

@@ -13,10 +13,12 @@ pytest.importorskip("rclpy", reason="ROS 2 is not installed (source one, or inst
 import rclpy
 from diagnostic_msgs.msg import DiagnosticStatus
 from robot import CLOUDS, Robot, good_cloud, spin_until
+from stand_in_device import StandInDevice
 
 from lidar_semseg_ros.core.errors import UserError
 from lidar_semseg_ros.core.geometry import rigid
 from lidar_semseg_ros.formats.pointcloud2 import cloud_content, column
+from lidar_semseg_ros.ros import segmenter_node
 from lidar_semseg_ros.ros.diagnostics import Tally
 from lidar_semseg_ros.ros.drops import Drops
 from lidar_semseg_ros.ros.segmenter_node import SegmenterNode
@@ -72,6 +74,35 @@ def test_a_call_that_fails_once_is_made_again_and_the_cloud_is_labelled(
     robot.ask(good_cloud(1))
     robot.settle(received=1)
     assert (robot.values["labelled"], robot.values["failed"]) == ("1", "0")
+
+
+def test_bytes_that_a_device_has_finished_are_published_also_if_it_fails_once(
+    pair: tuple[SegmenterNode, Robot],
+) -> None:
+    segmenter, robot = pair
+    device = segmenter._segmenter.backend.on_device = StandInDevice()
+    device.failures = 1
+    question = cloud_content(good_cloud(1))
+    answer = cloud_content(robot.ask(good_cloud(1)))
+    assert len(device.clouds) == 2 and (answer.height, answer.width) == (question.height, question.width)
+    assert (column(answer, "class_id") == 3).all() and (column(answer, "probability") == 0.75).all()
+    for axis in "xyz":
+        assert np.array_equal(column(answer, axis), column(question, axis), equal_nan=True)
+    robot.settle(received=1)
+    assert (robot.values["labelled"], robot.values["failed"]) == ("1", "0")
+
+
+def test_labels_are_looked_at_for_doubts_now_and_then_and_not_with_every_cloud(
+    pair: tuple[SegmenterNode, Robot], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    _, robot = pair
+    seen: list[int] = []
+    monkeypatch.setattr(segmenter_node, "doubt", lambda frame, *others: seen.append(frame.stamp_ns) or "")
+    monkeypatch.setattr(segmenter_node, "LOG_PERIOD_S", 3600.0)
+    for stamp_ns in (1, 2, 3):
+        robot.ask(good_cloud(stamp_ns))
+    robot.settle(received=3)
+    assert seen == [1]
 
 
 def test_a_call_that_fails_twice_is_an_error_until_a_cloud_is_labelled_again(
