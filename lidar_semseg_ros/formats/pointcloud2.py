@@ -286,9 +286,16 @@ def _as_float32(values: np.ndarray) -> np.ndarray:
 
 
 def _coordinates(content: CloudContent) -> np.ndarray:
-    xyz = np.empty((content.height, content.width, 3), np.float32)
-    for axis, name in enumerate(COORDINATES):
-        xyz[..., axis] = _view(content, _field(content, name))
+    x, y, z = (_field(content, name) for name in COORDINATES)
+    shape, strides = (content.height, content.width), (content.row_step, content.point_step)
+    if len(content) and x.datatype == y.datatype == z.datatype and (x.end, y.end) == (y.offset, z.offset):
+        # Side by side, as drivers write them: one copy of all three takes a third of the time.
+        dtype = _dtype(x, content.is_bigendian)
+        together = np.ndarray(shape, f"V{3 * dtype.itemsize}", content.data, x.offset, strides)
+        return together.ravel().view(dtype).astype(np.float32).reshape(-1, 3)
+    xyz = np.empty((*shape, 3), np.float32)
+    for axis, field in enumerate((x, y, z)):
+        xyz[..., axis] = _view(content, field)
     return xyz.reshape(-1, 3)
 
 
