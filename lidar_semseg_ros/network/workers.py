@@ -32,6 +32,7 @@ class Workers:
         def on_one_core() -> None:
             torch.set_num_threads(1)
             torch.get_num_threads()
+            torch.set_grad_enabled(False)  # each thread's own, too
             ready.wait()
 
         for begun in [thread.submit(on_one_core) for thread in (self._leader, *self._others)]:
@@ -40,11 +41,11 @@ class Workers:
 
     def lead(self, work: Callable[[], T]) -> T:
         """Do the work, which calls `share` but not `lead`, in the leading thread."""
-        return self._leader.submit(torch.inference_mode()(work)).result()
+        return self._leader.submit(work).result()
 
     def share(self, edges: Sequence[int], step: Callable[[int, int], object]) -> None:
         """Do step(begin, end) for each pair of successive edges, the next one by whoever is free; within `lead`."""
-        share(self._others, edges, torch.inference_mode()(step))
+        share(self._others, edges, step)
 
 
 class Room(threading.local):
