@@ -113,7 +113,7 @@ def labelled(segmenter: Segmenter, content: CloudContent) -> Timed:
     config, palette = segmenter.config, segmenter.classes.palette()
     start = segmenter.clock()
     cloud = CloudOnDemand(content, config.input.fields, config.output.layout, palette)
-    sweep = cloud.packed if segmenter.takes_bytes else cloud.frame
+    sweep = cloud.sweep(segmenter.takes_bytes)
     read = segmenter.clock()
     result = segmenter.segment(sweep)
     labels = segmenter.clock()

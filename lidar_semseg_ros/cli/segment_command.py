@@ -55,7 +55,7 @@ def run(args: argparse.Namespace) -> None:
                 try:
                     content = cloud_content(recorded.message())
                     cloud = CloudOnDemand(content, config.input.fields, config.output.layout, palette)
-                    result = segmenter.segment(cloud.packed if segmenter.takes_bytes else cloud.frame)
+                    result = segmenter.segment(cloud.sweep(segmenter.takes_bytes))
                     labelled = LabelledOnDemand(cloud, result.labels)
                     answer = labelled.content
                 except (UserError, FloatingPointError) as error:

@@ -26,6 +26,10 @@ class CloudOnDemand:
         self.content = content
         self.layout, self.palette, self._names = layout, palette, names
 
+    def sweep(self, takes_bytes: bool) -> LidarFrame | PackedCloud:
+        """Give what a segmenter labels; takes_bytes: as it says of itself."""
+        return self.packed if takes_bytes else self.frame
+
     @cached_property
     def frame(self) -> LidarFrame:
         """All points; errors as of `read_cloud`."""

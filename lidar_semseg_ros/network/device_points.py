@@ -1,7 +1,7 @@
 """The bytes of points on the device: read, levelled and limited as on the host, and written with their labels.
 
 No step looks at the data or waits for the host, so that all can be captured in CUDA graphs. What may change from sweep
-to sweep is read from `Settings`. The arithmetic is that of core/sensor.py, in the same order and precision; only rows
+to sweep is read from `Settings`. The arithmetic is that of core/sensor.py, in the same precision; only rows
 without a return get other values, NaN, than there. R: rows.
 """
 

@@ -43,10 +43,9 @@ from lidar_semseg_ros.network.triton_kernels import MOST_POINTS
 LEAST_CAPACITY = 256
 PATIENCE = 5
 """A capture takes as long as many sweeps do, so a capacity must be wanted more often than in passing."""
-MOST_GRAPHS = 32
-"""Enough for all capacities that a lidar or a few meet; what comes after them is done without one."""
-MOST_ROOMS = 16
-"""Enough for the sizes of the sweeps of a few lidars; a further one takes the place of the one unused for longest."""
+MOST_ROOMS, MOST_GRAPHS = 16, 64
+"""Enough for the sizes of the sweeps of a few lidars, and the capacities they meet. A further room takes the place of
+the one unused for longest; what comes after so many graphs is done without one."""
 MOST_BYTES = 4096
 """Of a point; a sensor's have some tens, and a room holds many points, however few there are."""
 HEADER = 16
@@ -70,34 +69,32 @@ class Replays:
         self.fault = ""
         self._graphs: dict[tuple[str, Hashable, int], tuple[torch.cuda.CUDAGraph, Any]] = {}
         self._wanted: Counter[tuple[str, Hashable, int]] = Counter()
-        # Graphs run one after the other and keep their results alive, so that the rest of their memory can be shared.
-        self._pool = torch.cuda.graph_pool_handle() if self._captures else None
 
     def __len__(self) -> int:
         """Count the graphs."""
         return len(self._graphs)
 
-    def run(self, name: str, room: Hashable, capacity: int, work: Callable[[int], T]) -> T:
-        """Do the work of this name in a room, with this capacity or a larger one.
+    def run(self, name: str, form: Hashable, capacity: int, work: Callable[[int], T]) -> T:
+        """Do the work of this name on clouds of a form, with this capacity or a larger one.
 
-        It reads what lies where it lay the first time, and the next call of this name and room overwrites its result.
+        It reads what lies where it lay the first time, and the next call of this name and form overwrites its result.
         """
-        key = (name, room, capacity)
+        key = (name, form, capacity)
         if self._captures and key not in self._graphs:
             self._wanted[key] += 1
             if self._wanted[key] >= self.patience and len(self._graphs) < MOST_GRAPHS:
                 self._capture(key, work)
-        larger = [key for key in self._graphs if key[:2] == (name, room) and key[2] >= capacity]
+        larger = [key for key in self._graphs if key[:2] == (name, form) and key[2] >= capacity]
         if not larger:
             return work(capacity)
         graph, result = self._graphs[min(larger)]
         graph.replay()
         return result
 
-    def forget(self, room: Hashable) -> None:
-        """Drop the graphs of a room, and that any were wanted."""
+    def forget(self, form: Hashable) -> None:
+        """Drop the graphs of a form, and that any were wanted."""
         for kept in (self._graphs, self._wanted):
-            for key in [key for key in kept if key[1] == room]:
+            for key in [key for key in kept if key[1] == form]:
                 del kept[key]
 
     def _capture(self, key: tuple[str, Hashable, int], work: Callable[[int], object]) -> None:
@@ -117,7 +114,10 @@ class Replays:
         with torch.cuda.stream(stream):
             work()  # compiles kernels and lets libraries take their memory, neither of which can be captured
         torch.cuda.current_stream().wait_stream(stream)
+        if not self._graphs:  # a pool of memory ends with its last graph
+            self._pool = torch.cuda.graph_pool_handle()
         graph = torch.cuda.CUDAGraph()
+        # Graphs run one after the other and keep their results alive, so that the rest of their memory can be shared.
         with torch.cuda.graph(graph, pool=self._pool):
             result = work()
         return graph, result
@@ -234,12 +234,12 @@ class DeviceSegmenter:
                 f"a point may have {MOST_BYTES:,} bytes on a GPU, but has {cloud.point.itemsize:,}; use device cpu"
             )
         form = Form(rows, cloud.point, cloud.labelled, cloud.kept)
-        room = self._rooms.pop(form, None) or Room(form, self._inputs.intensity_mean, self._device)
+        room = self._rooms.pop(form, None)
         while len(self._rooms) >= MOST_ROOMS:
             unused = next(iter(self._rooms))
             self.replays.forget(unused)
             del self._rooms[unused]
-        self._rooms[form] = room
+        room = self._rooms[form] = room or Room(form, self._inputs.intensity_mean, self._device)
         return room
 
     def _sift(self, _: int) -> None:

@@ -130,7 +130,8 @@ class CpuWaffleIron:
         tokens_NC = self._room.take("tokens", (points, self.config.width))
 
         def find_cells(begin: int, end: int) -> None:
-            planes.update((plane, Cells.on(prepared.planes[plane])) for plane in range(begin, end))
+            for plane in range(begin, end):
+                planes[plane] = Cells.on(prepared.planes[plane])
 
         def embed(begin: int, end: int) -> None:
             self._embedding.write(begin, end, prepared, tokens_NC)

@@ -222,6 +222,31 @@ def most_candidates(starts: np.ndarray) -> int:
 
 
 @compiled
+def run_of(
+    column: int,
+    number: Integer,
+    along_x: int,
+    along_y: int,
+    numbers: np.ndarray,
+    starts: np.ndarray,
+    at: np.ndarray,
+) -> tuple[Integer, Integer]:
+    """Find where the points of one of a cell's 9 runs begin and end.
+
+    at: (9,), where each run began for an earlier cell, or before that; moved on.
+    """
+    first = number + (column // 3 - 1) * along_x + (column % 3 - 1) * along_y - 1
+    place = at[column]
+    while numbers[place] < first:
+        place += 1
+    at[column] = place
+    begin = starts[place]
+    while numbers[place] <= first + 2:
+        place += 1
+    return begin, starts[place]
+
+
+@compiled
 def gather(
     number: Integer,
     along_x: int,
@@ -237,21 +262,13 @@ def gather(
 ) -> int:
     """Copy the points (3, M) of a cell and its 26 neighbours into x, y, z, rows; how many there are.
 
-    Those of the cell's own column come first. at: (9,), where each run began for an earlier cell, or before that. After
-    the points, others that are infinitely far fill x, y and z up to a multiple of LANES.
+    Those of the cell's own column come first. at: as of `run_of`. After the points, others that are infinitely far fill
+    x, y and z up to a multiple of LANES.
     """
     found = 0
     for step in range(9):
         column = 4 if step == 0 else step - 1 if step <= 4 else step
-        first = number + (column // 3 - 1) * along_x + (column % 3 - 1) * along_y - 1
-        place = at[column]
-        while numbers[place] < first:
-            place += 1
-        at[column] = place
-        begin = starts[place]
-        while numbers[place] <= first + 2:
-            place += 1
-        end = starts[place]
+        begin, end = run_of(column, number, along_x, along_y, numbers, starts, at)
         for i in range(begin, end):
             x[found + i - begin] = points_3M[0, i]
             y[found + i - begin] = points_3M[1, i]
@@ -276,15 +293,8 @@ def list_candidates(
     """List the few points of a cell and its 26 neighbours; how many there are. Arguments as those of `gather`."""
     found = 0
     for column in range(9):
-        first = number + (column // 3 - 1) * along_x + (column % 3 - 1) * along_y - 1
-        place = at[column]
-        while numbers[place] < first:
-            place += 1
-        at[column] = place
-        begin = starts[place]
-        while numbers[place] <= first + 2:
-            place += 1
-        for i in range(begin, starts[place]):
+        begin, end = run_of(column, number, along_x, along_y, numbers, starts, at)
+        for i in range(begin, end):
             rows[found] = i
             found += 1
     return found

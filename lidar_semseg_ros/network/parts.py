@@ -11,6 +11,9 @@ from typing import TypeVar
 
 T = TypeVar("T")
 
+TURNS = itertools.count()
+"""So that several callers do not wait for the same helper."""
+
 
 def share(helpers: Sequence[ThreadPoolExecutor], edges: Sequence[int], step: Callable[[int, int], object]) -> None:
     """Do step(begin, end) for each pair of successive edges, the next one by whoever is free: the caller or a helper.
@@ -41,7 +44,7 @@ def beside(work: Callable[[], T]) -> Callable[[], T]:
     helpers = helpers_of_all_cores()
     if not helpers:
         return work
-    return helpers[0].submit(work).result
+    return helpers[next(TURNS) % len(helpers)].submit(work).result
 
 
 def helpers_of_all_cores() -> list[ThreadPoolExecutor]:

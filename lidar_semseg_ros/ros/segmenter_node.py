@@ -197,7 +197,7 @@ class SegmenterNode(Node):
             self._drops.drop("stale", f"it is {age_s:.2f} s old, and input.max_age_s is {config.input.max_age_s}")
             return
         cloud = CloudOnDemand(content, config.input.fields, config.output.layout, self._palette)
-        sweep = cloud.packed if self._segmenter.takes_bytes else cloud.frame
+        sweep = cloud.sweep(self._segmenter.takes_bytes)
         converted = time.perf_counter()
         result = self._segmented(sweep, self._level_from_lidar(config, content))
         segmented = time.perf_counter()

@@ -325,7 +325,6 @@ def replayed(monkeypatch: pytest.MonkeyPatch) -> list[int]:
         capacity = work()
         return Graph(capacity, noted), capacity
 
-    monkeypatch.setattr(torch.cuda, "graph_pool_handle", lambda: None)
     monkeypatch.setattr(device_segmenter.Replays, "_captured", captured)
     return noted
 
@@ -637,6 +636,23 @@ def test_a_replayed_graph_takes_the_settings_of_its_sweep(layout: str, tmp_path:
             assert np.mean(found.labels.class_id == expected.labels.class_id) > 0.999
             for name in "xyz":
                 assert column(found.content, name).tobytes() == column(expected.content, name).tobytes()
+
+
+@needs_gpu
+def test_graphs_are_captured_anew_when_all_were_forgotten(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    from lidar_semseg_ros.network import device_segmenter
+
+    path, frame = saved(tmp_path / "m.safetensors", SMALL), cloud(3000, 2.0)
+    segmenter = Segmenter(SegmenterConfig(model=str(path), device="cuda", precision="float32"), tmp_path)
+    monkeypatch.setattr(device_segmenter, "MOST_ROOMS", 1)
+    replays, answers = segmenter.backend.on_device.replays, []
+    for sweep in (frame, replace(frame, intensity=None)) * 2:  # each in a room of its own, which ends that of the other
+        for _ in range(replays.patience + 1):
+            labels = segmenter.segment(sweep).labels
+        answers.append(labels.class_id)
+        assert len(replays) == 2
+    assert replays.fault == ""
+    assert np.array_equal(answers[0], answers[2]) and np.array_equal(answers[1], answers[3])
 
 
 @needs_gpu
