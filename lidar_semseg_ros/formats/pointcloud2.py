@@ -134,7 +134,7 @@ class CloudContent:
 
     def _check_coordinates(self) -> None:
         by_name = {field.name: field for field in self.fields}
-        for name in "xyz":
+        for name in COORDINATES:
             if name not in by_name:
                 raise CloudError(f"the cloud has no field '{name}'; it has {_listed(self.fields)}")
             if by_name[name].datatype not in (FLOAT32, FLOAT64):
@@ -475,7 +475,7 @@ def _check_lengths(content: CloudContent, frame: LidarFrame, labels: PointLabels
 
 
 def _coordinate_columns(frame: LidarFrame) -> dict[str, np.ndarray]:
-    return {name: frame.xyz[:, axis] for axis, name in enumerate("xyz")}
+    return {name: frame.xyz[:, axis] for axis, name in enumerate(COORDINATES)}
 
 
 def _points(content: CloudContent) -> np.ndarray:

@@ -150,17 +150,18 @@ def prepare(frame: LidarFrame, config: InputConfig, max_points: int = 0) -> Netw
     measured, voxels, kept = _entering(frame, config)
     if 0 < max_points < len(kept):
         kept = kept[np.linspace(0, len(kept) - 1, max_points).astype(np.int64)]
-    seen = beside(lambda: _features_and_planes(frame, measured[kept], config))
+    rows = measured[kept]
+    features_and_planes = beside(lambda: _features_and_planes(frame, rows, config))
     neighbours, nearest = np.empty((0, config.neighbours), np.int64), np.full(len(measured), -1)
     if voxels is not None and len(kept):
         neighbours, nearest = neighbours_and_nearest(voxels, kept, config.neighbours, config.max_label_distance_m)
-    features, planes = seen()
+    features, planes = features_and_planes()
     return NetworkInput(
         points=len(frame),
         features=features,
         neighbours=neighbours,
         planes=planes,
-        kept=measured[kept],
+        kept=rows,
         measured=measured,
         nearest=nearest,
     )

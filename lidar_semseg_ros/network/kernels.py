@@ -3,7 +3,8 @@
 Cells are numbered row by row, x slowest and z fastest, with one more along y and z than any point lies in. In a list of
 the occupied ones, sorted by number, a cell and those above and below it are then one run, so that a cell's 27
 neighbours are 9 runs; and from one cell of the list to the next, each of these only moves forward. numba compiles on
-the first call and keeps the result on disk; every function runs without the interpreter's lock.
+the first call and keeps the result on disk; every function runs without the interpreter's lock. It vectorises loops
+over range(len(values)), but none over the values themselves.
 """
 
 from __future__ import annotations
