@@ -73,15 +73,16 @@ HEAVY = {
 }
 """What may be imported only where it is used, except by the modules that are about it."""
 ABOUT = {
+    "network/crew.py": {"numba", "llvmlite"},
     "network/device_inputs.py": {"torch"},
     "network/device_points.py": {"torch"},
     "network/device_segmenter.py": {"torch"},
     "network/fused_network.py": {"torch"},
     "network/inference.py": {"torch"},
     "network/library_products.py": {"torch"},
-    "network/machine_code.py": {"numba"},
+    "network/machine_code.py": {"numba", "llvmlite"},
     "network/reference.py": {"torch"},
-    "network/tiled_products.py": {"torch"},
+    "network/tiled_network.py": {"torch"},
     "network/tiles.py": {"torch", "numba", "llvmlite"},
     "network/triton_kernels.py": {"torch", "triton"},
     "network/waffleiron.py": {"torch"},

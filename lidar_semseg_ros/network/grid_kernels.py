@@ -26,34 +26,50 @@ def compiled(function: F) -> F:
 
 
 @compiled
-def windows(cells: np.ndarray, others: np.ndarray, height: int, width: int) -> np.ndarray:
-    """Find where the 3×3 cells around each of `cells` lie in `others`: (len(cells), 9) int32, -1 where they do not.
+def find_cells(
+    order: np.ndarray,
+    start: np.ndarray,
+    occupied: np.ndarray,
+    shape: np.ndarray,
+    place: np.ndarray,
+    around: np.ndarray,
+    hidden: np.ndarray,
+) -> int:
+    """Find the cells of N points on a grid of `shape`, and those around them; how many there are with these, G.
 
-    Both are linear cells of an H × W grid; the order is that of a convolution's weights, row by row.
+    order (N,), start (M + 1,), occupied (M,): as in CroppedPlane, and the end. Written are, as in Cells, place (N,),
+    hidden (M, 9) and the first G rows of around, (9 M, 9).
     """
-    place = np.full(height * width, -1, np.int32)
-    for i in range(len(others)):
-        place[others[i]] = i
-    window = np.full((len(cells), 9), -1, np.int32)
-    for i in range(len(cells)):
-        row, column = cells[i] // width, cells[i] % width
-        for tap in range(9):
-            y, x = row + tap // 3 - 1, column + tap % 3 - 1
-            if 0 <= y < height and 0 <= x < width:
-                window[i, tap] = place[y * width + x]
-    return window
-
-
-@compiled
-def cells_around(occupied: np.ndarray, height: int, width: int) -> np.ndarray:
-    """List the cells of an H × W grid within one step of an occupied one, these included, in ascending order."""
-    near = np.zeros(height * width, np.bool_)
-    for cell in occupied:
-        row, column = cell // width, cell % width
+    height, width = shape[0], shape[1]
+    near, row_of = np.zeros(height * width, np.bool_), np.full(height * width, -1, np.int32)
+    for m in range(len(occupied)):
+        for i in range(start[m], start[m + 1]):
+            place[order[i]] = m
+        row_of[occupied[m]] = m
+        row, column = occupied[m] // width, occupied[m] % width
         for y in range(max(row - 1, 0), min(row + 2, height)):
             for x in range(max(column - 1, 0), min(column + 2, width)):
                 near[y * width + x] = True
-    return np.flatnonzero(near)
+    there = np.flatnonzero(near)
+    windows(there, row_of, height, width, around)
+    for g in range(len(there)):
+        row_of[there[g]] = g
+    windows(occupied, row_of, height, width, hidden)
+    return len(there)
+
+
+@compiled
+def windows(cells: np.ndarray, row_of: np.ndarray, height: int, width: int, window: np.ndarray) -> None:
+    """Write to row k of window (…, 9) what `row_of` tells of the 3×3 cells around the k-th cell, -1 beyond the grid.
+
+    Cells are linear ones of an H × W grid; the order is that of a convolution's weights, row by row.
+    """
+    for k in range(len(cells)):
+        row, column = cells[k] // width, cells[k] % width
+        for tap in range(9):
+            y, x = row + tap // 3 - 1, column + tap % 3 - 1
+            inside = 0 <= y < height and 0 <= x < width
+            window[k, tap] = row_of[y * width + x] if inside else -1
 
 
 @compiled

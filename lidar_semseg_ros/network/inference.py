@@ -21,8 +21,9 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from lidar_semseg_ros.network import grid_kernels, library_products, tiled_products
+from lidar_semseg_ros.network import grid_kernels, library_products, tiled_network
 from lidar_semseg_ros.network.inputs import CroppedPlane, NetworkInput
+from lidar_semseg_ros.network.tiled_network import TiledNetwork
 from lidar_semseg_ros.network.waffleiron import WaffleIron, folded
 from lidar_semseg_ros.network.weights import epsilon_of, gain_and_shift, kernel_and_bias
 from lidar_semseg_ros.network.workers import Room, Workers, edges
@@ -65,13 +66,12 @@ class Cells:
     @classmethod
     def on(cls, plane: CroppedPlane) -> Cells:
         """Find the occupied cells of a plane and the hidden ones around them."""
-        shape, start = plane.weight.shape, np.append(plane.start, len(plane.order))
-        place = np.empty(len(plane.order), np.int64)
-        place[plane.order] = np.repeat(np.arange(len(plane.occupied)), np.diff(start))
-        hidden = grid_kernels.cells_around(plane.occupied, *shape)
-        around = grid_kernels.windows(hidden, plane.occupied, *shape)
-        back = grid_kernels.windows(plane.occupied, hidden, *shape)
-        return cls(place=place, order=plane.order, start=start, around=around, hidden=back)
+        points, cells = len(plane.order), len(plane.occupied)
+        place, start = np.empty(points, np.int64), np.append(plane.start, points)
+        around, hidden = np.empty((9 * cells, 9), np.int32), np.empty((cells, 9), np.int32)
+        shape = np.array(plane.weight.shape)
+        total = grid_kernels.find_cells(plane.order, start, plane.occupied, shape, place, around, hidden)
+        return cls(place=place, order=plane.order, start=start, around=around[:total], hidden=hidden)
 
     def parts(self, points: int) -> list[int]:
         """Split the occupied cells where about so many points each lie between: edges from 0 to M."""
@@ -95,43 +95,23 @@ def _arrays(convolution: Any) -> tuple[np.ndarray, np.ndarray]:
     return kernel.numpy(), bias.numpy()
 
 
-class CpuWaffleIron:
-    """A network made ready for inference on a CPU; not for two threads at once.
+class StepwiseNetwork:
+    """A network whose steps are shared one by one, with the products of libraries (network/library_products.py)."""
 
-    dtype: float32, or bfloat16 or float16 for the products of C × C; tokens and grids are float32 in all of them.
-    """
-
-    most_clouds = 1  # every core is busy with one, and a chunk of another one's rows is the same work
-
-    def __init__(self, model: WaffleIron, dtype: torch.dtype, threads: int) -> None:
-        model = folded(model)
-        self._room, self._workers = Room(), Workers(threads)
-        products = tiled_products if tiled_products.fit(model.config, dtype) else library_products
-        self._embedding = products.Embedding(model, dtype, self._room)
+    def __init__(self, model: WaffleIron, dtype: torch.dtype, workers: Workers) -> None:
+        self._room, self._workers = Room(), workers
+        self._embedding = library_products.Embedding(model, dtype, self._room)
         self._layers = [
-            (SpatialMix(spatial), products.ChannelMix(channel, dtype, self._room))
+            (SpatialMix(spatial), library_products.ChannelMix(channel, dtype, self._room))
             for spatial, channel in zip(model.waffleiron.spatial_mix, model.waffleiron.channel_mix)
         ]
-        self._head, self.config = model.classif, model.config
-        self._rows = max(CHUNK_VALUES // self.config.width, 1)
+        self._head, self._width = model.classif, model.config.width
+        self._rows = max(CHUNK_VALUES // self._width, 1)
 
-    def logits(self, prepared: NetworkInput) -> Tensor:
-        """Compute logits (N, outputs) float32 of N ≥ 1 kept points."""
-        logits = torch.empty(len(prepared), self.config.outputs)
-        self._workers.lead(lambda: self._write(prepared, logits))
-        return logits
-
-    def logits_of(self, prepared: Sequence[NetworkInput]) -> list[Tensor]:
-        """Compute the logits of several clouds one after the other."""
-        return [self.logits(one) for one in prepared]
-
-    def _write(self, prepared: NetworkInput, logits: Tensor) -> None:
-        points, planes = len(prepared), dict[int, Cells]()
-        tokens_NC = self._room.take("tokens", (points, self.config.width))
-
-        def find_cells(begin: int, end: int) -> None:
-            for plane in range(begin, end):
-                planes[plane] = Cells.on(prepared.planes[plane])
+    def write(self, prepared: NetworkInput, logits: Tensor) -> None:
+        """Write logits (N, outputs); within `lead` of the workers."""
+        points, planes = len(prepared), [Cells.on(plane) for plane in prepared.planes]
+        tokens_NC = self._room.take("tokens", (points, self._width))
 
         def embed(begin: int, end: int) -> None:
             self._embedding.write(begin, end, prepared, tokens_NC)
@@ -139,8 +119,7 @@ class CpuWaffleIron:
         def classify(begin: int, end: int) -> None:
             logits[begin:end] = self._head(tokens_NC[begin:end])
 
-        self._workers.share(edges(len(prepared.planes), 1), find_cells)
-        # The libraries' embedding keeps two arrays of a chunk, so that may be twice as large; tiles those of a point.
+        # It keeps two arrays of a chunk, so that may be twice as large.
         self._workers.share(edges(points, max(2 * self._rows // prepared.neighbours.shape[1], 1)), embed)
         for layer, (spatial_mix, channel_mix) in enumerate(self._layers):
             self._layer(tokens_NC, planes[layer % len(planes)], spatial_mix, channel_mix)
@@ -174,3 +153,31 @@ class CpuWaffleIron:
         self._workers.share(edges(around, self._rows), first)
         self._workers.share(edges(occupied, self._rows), last)
         self._workers.share(edges(len(tokens_NC), self._rows), update)
+
+
+class CpuWaffleIron:
+    """A network made ready for inference on a CPU; not for two threads at once.
+
+    dtype: float32, or bfloat16 or float16 for the products of C × C; tokens and grids are float32 in all of them.
+    """
+
+    most_clouds = 1  # every core is busy with one, and a chunk of another one's rows is the same work
+
+    def __init__(self, model: WaffleIron, dtype: torch.dtype, threads: int) -> None:
+        model = folded(model)
+        self.config, self._workers = model.config, Workers(threads)
+        self._network: TiledNetwork | StepwiseNetwork
+        if tiled_network.fit(model.config, dtype):
+            self._network = TiledNetwork(model, dtype, self._workers)
+        else:
+            self._network = StepwiseNetwork(model, dtype, self._workers)
+
+    def logits(self, prepared: NetworkInput) -> Tensor:
+        """Compute logits (N, outputs) float32 of N ≥ 1 kept points."""
+        logits = torch.empty(len(prepared), self.config.outputs)
+        self._workers.lead(lambda: self._network.write(prepared, logits))
+        return logits
+
+    def logits_of(self, prepared: Sequence[NetworkInput]) -> list[Tensor]:
+        """Compute the logits of several clouds one after the other."""
+        return [self.logits(one) for one in prepared]

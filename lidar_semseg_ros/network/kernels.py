@@ -139,10 +139,13 @@ def cells_in_order(cell: np.ndarray, cells: int) -> tuple[np.ndarray, np.ndarray
 @compiled
 def sorted_order(number: np.ndarray) -> np.ndarray:
     """Sort stably by radix: the order (N,) int32 of numbers (N,) int64 that are not negative."""
-    largest = np.int64(0)
+    largest, descents = np.int64(0), 0
     for k in range(len(number)):
         largest = max(largest, number[k])
+        descents += number[k] < number[max(k - 1, 0)]
     order = np.arange(len(number)).astype(np.int32)
+    if descents == 0:
+        return order
     other = np.empty_like(order)
     mask, shift = np.int64(2**RADIX_BITS - 1), np.int64(0)
     while shift < 63 and largest >> shift > 0:

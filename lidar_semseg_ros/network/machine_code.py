@@ -10,12 +10,15 @@ from functools import cache
 from pathlib import Path
 from typing import Any, TypeVar
 
+from llvmlite import binding
 from numba import njit
 from numba.core.caching import FunctionCache
 
 F = TypeVar("F", bound=Callable[..., Any])
 
 logger = logging.getLogger(__name__)
+
+binding.initialize_native_asmparser()  # without which LLVM ends the process at an instruction that is given by name
 
 
 def compiled(function: F, fastmath: Collection[str] = ()) -> F:

@@ -16,7 +16,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 import torch
-from llvmlite import binding, ir
+from llvmlite import ir
 from numba.core import types
 from numba.core.errors import TypingError
 from numba.core.registry import cpu_target
@@ -31,8 +31,6 @@ ROWS = 4
 BIASED, ADDED, RECTIFIED, HIGHEST = 0, 1, 2, 4
 """What is done besides x·W + b: add what is there; ReLU; only keep the largest of the rows, and of it and what is
 there."""
-
-binding.initialize_native_asmparser()  # without which LLVM ends the process at an instruction that is given by name
 
 FLOAT, BITS, WORD, SIZE = ir.FloatType(), ir.IntType(16), ir.IntType(32), ir.IntType(64)
 

@@ -10,13 +10,8 @@ import numpy as np
 
 from lidar_semseg_ros.network.parts import helpers_of_all_cores, share
 
-LEVELS, NEIGHBOUR_LEVEL = (0, 2, 3, 4, 5), 2
-"""The nearest point is looked for in cells of one voxel, which hold one point each, and neighbours in cells of 4 voxels
-along each axis: on surfaces, such a cell and those around it hold some 100 points, of which 16 are wanted. For what
-these leave open, cells of up to 32 voxels are searched; the few points lonelier than that are left to a k-d tree."""
-
-LEAST_PART = 512
-"""Points worth handing to a thread."""
+LEAST_SHARED = 1024
+"""So many points are worth waking a thread for."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -84,45 +79,44 @@ def neighbours_and_nearest(
     there are fewer than K others, the nearest are repeated, and a lone point is its own neighbour. A point with no kept
     one nearer than limit_m gets -1.
     """
-    from lidar_semseg_ros.network.kernels import UNSETTLED, by_axis, points_at, search_nearest, search_neighbours
+    from lidar_semseg_ros.network.kernels import UNSETTLED, points_at
+    from lidar_semseg_ros.network.search import STEPS, Queries, progress_of, room_for, room_for_queries, search
 
     points, point_voxel = points_at(voxels.xyz, kept), points_at(voxels.voxel, kept)
     low = voxels.low.astype(np.float64)
     # A float32 voxel number may be off at a voxel's border by the rounding of its coordinates.
     slack_m = 4 * np.finfo(np.float32).eps * float(np.abs(points).max() + np.abs(low).max()) + 1e-9
-    lattice = voxels.voxel_size_m, low, slack_m
     neighbours = np.empty((len(kept), count), np.int64)
     neighbours[:, 0] = UNSETTLED
     nearest = np.full(len(voxels.xyz), UNSETTLED, np.int64)
     nearest[kept] = np.arange(len(kept))
-    lonely, far = np.arange(len(kept)), np.arange(len(nearest))
-    for level in LEVELS:
-        cells = cells_of(point_voxel, level, voxels.highest)
-        by_cell = *cells, by_axis(points, cells.order)
-        if level >= NEIGHBOUR_LEVEL and len(lonely):
-            _share(len(lonely), cells.starts, search_neighbours, (*by_cell, point_voxel, *lattice, neighbours))
-            lonely = lonely[neighbours[lonely, 0] == UNSETTLED]
-        queries = voxels.cells
-        if len(far) < len(nearest):
-            queries = cells_of(points_at(voxels.voxel, far), level, voxels.highest)
-            queries = queries._replace(order=far[queries.order])
-        if len(far):
-            of_queries = queries.numbers, queries.starts, queries.order, voxels.xyz, voxels.voxel
-            arguments = (*by_cell, *of_queries, *lattice, limit_m, nearest)
-            _share(len(far), queries.starts, search_nearest, arguments)
-            far = far[nearest[far] == UNSETTLED]
-        if len(lonely) == len(far) == 0:
-            break
+    by_voxel = voxels.cells
+    arguments = (
+        progress_of(STEPS),
+        points,
+        point_voxel,
+        room_for(len(kept), voxels.highest),
+        Queries(
+            voxels.xyz,
+            voxels.voxel,
+            np.array([len(by_voxel.numbers)]),
+            by_voxel.numbers,
+            by_voxel.starts,
+            by_voxel.order,
+        ),
+        room_for_queries(voxels.xyz, voxels.voxel),
+        voxels.voxel_size_m,
+        low,
+        slack_m,
+        limit_m,
+        neighbours,
+        nearest,
+    )
+    helpers = helpers_of_all_cores() if len(nearest) >= LEAST_SHARED else []
+    share(helpers, range(len(helpers) + 2), lambda begin, end: search(*arguments))
+    lonely, far = np.flatnonzero(neighbours[:, 0] == UNSETTLED), np.flatnonzero(nearest == UNSETTLED)
     _settle(voxels, kept, limit_m, lonely, neighbours, far, nearest)
     return neighbours, nearest
-
-
-def _share(points: int, starts: np.ndarray, search: Callable[..., None], arguments: tuple[Any, ...]) -> None:
-    """Share the cells that begin at starts among the cores; more parts than cores, for they differ in work."""
-    helpers = helpers_of_all_cores()
-    parts = min(4 * (len(helpers) + 1), -(-points // LEAST_PART))
-    edges = np.unique(np.searchsorted(starts, np.linspace(0, starts[-1], parts + 1)))
-    share(helpers, edges.tolist(), lambda begin, end: search(begin, end, *arguments))
 
 
 def _settle(

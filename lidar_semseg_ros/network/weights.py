@@ -53,6 +53,17 @@ def mix_weights(mix: Any) -> list[tuple[Tensor, Tensor]]:
     return [(first, first_bias), last]
 
 
+def head_weights(model: WaffleIron) -> tuple[Tensor, Tensor]:
+    """Give weight (outputs, C) and bias of a head that is one product, with the norm before it, if it has one."""
+    head: Any = model.classif
+    if model.config.head == "linear":
+        return head.weight.flatten(1), head.bias
+    norm, linear = head
+    gain_C, shift_C = gain_and_shift(norm)
+    weight = linear.weight.flatten(1)
+    return weight * gain_C, linear.bias + weight @ shift_C
+
+
 def epsilon_of(norm: nn.Module) -> float:
     """Give a layer norm's epsilon; negative for a norm that has nothing to do on a token but gain and shift."""
     return norm.eps if isinstance(norm, nn.LayerNorm) else -1.0

@@ -3,11 +3,9 @@
 from __future__ import annotations
 
 import functools
-import itertools
 import threading
 from dataclasses import replace
 from pathlib import Path
-from types import ModuleType
 
 import numpy as np
 import published
@@ -19,7 +17,7 @@ from lidar_semseg_ros.core.classes import ClassTable
 from lidar_semseg_ros.core.errors import UserError
 from lidar_semseg_ros.core.frame import LidarFrame
 from lidar_semseg_ros.formats.config_files import package_share
-from lidar_semseg_ros.network import backends, library_products, tiled_products
+from lidar_semseg_ros.network import backends, library_products, tiled_network
 from lidar_semseg_ros.network.inference import CpuWaffleIron
 from lidar_semseg_ros.network.inputs import InputConfig, prepare, to_points
 from lidar_semseg_ros.network.model_file import ModelDescription, write_safetensors
@@ -27,7 +25,7 @@ from lidar_semseg_ros.network.reference import PublishedWaffleIron, prepare_as_p
 from lidar_semseg_ros.network.segmenter import Segmenter, SegmenterConfig
 from lidar_semseg_ros.network.tiles import Tiling
 from lidar_semseg_ros.network.trial import trial_sweep
-from lidar_semseg_ros.network.waffleiron import WaffleIronConfig
+from lidar_semseg_ros.network.waffleiron import WaffleIronConfig, planes_of
 from lidar_semseg_ros.network.workers import Room, Workers
 
 INPUTS = InputConfig(
@@ -102,12 +100,12 @@ def test_the_published_algorithm_is_the_published_formulas(variant: str) -> None
 @pytest.mark.parametrize("variant", ["waffleiron with tiles", "scalr with tiles"])
 def test_a_processor_with_narrower_vectors_computes_the_same(variant: str, monkeypatch: pytest.MonkeyPatch) -> None:
     model, prepared = random_network(VARIANTS[variant]), prepare(cloud(900), INPUTS)
-    if tiled_products.tiling_for(64, torch.float32) is None:
+    if tiled_network.tiling_for(64, torch.float32) is None:
         pytest.skip("for this processor no tiles are known")
     wide = CpuWaffleIron(model, torch.float32, threads=2).logits(prepared)
-    monkeypatch.setattr(tiled_products, "tiling_for", lambda width, dtype: Tiling(8, 2))
+    monkeypatch.setattr(tiled_network, "tiling_for", lambda width, dtype: Tiling(8, 2))
     narrow = CpuWaffleIron(model, torch.float32, threads=2).logits(prepared)
-    monkeypatch.setattr(tiled_products, "tiling_for", lambda width, dtype: None)
+    monkeypatch.setattr(tiled_network, "tiling_for", lambda width, dtype: None)
     without = CpuWaffleIron(model, torch.float32, threads=2).logits(prepared)
     assert torch.equal(narrow, wide) and 0 < (wide - without).abs().max() < 1e-4
 
@@ -174,27 +172,37 @@ def test_a_fault_in_a_worker_reaches_the_caller(at_fault: int) -> None:
         workers.lead(lambda: workers.share([0, 1, 2], fail))
 
 
-@pytest.mark.parametrize(
-    ("products", "width", "dtype"),
-    [
-        *itertools.product([library_products], [48, 64, 256], [torch.float32, torch.float16, torch.bfloat16]),
-        *itertools.product([tiled_products], [64, 256], [torch.float32, torch.bfloat16]),
-    ],
-)
+@pytest.mark.parametrize("width", [48, 64, 256])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float16, torch.bfloat16])
 @pytest.mark.parametrize("points", [1, 60])
 @pytest.mark.parametrize("neighbours", [1, 5, 16])
-def test_points_are_embedded_as_by_the_modules(
-    width: int, neighbours: int, points: int, dtype: torch.dtype, products: ModuleType
-) -> None:
+def test_points_are_embedded_as_by_the_modules(width: int, neighbours: int, points: int, dtype: torch.dtype) -> None:
     model = random_network(replace(SMALL, width=width))
-    if products is tiled_products and not tiled_products.fit(model.config, dtype):
-        pytest.skip(f"no tiles for width {width} in {dtype} on this processor")
     prepared = prepare(cloud(points), replace(INPUTS, neighbours=neighbours))
     tokens = torch.empty(len(prepared), width)
     with torch.inference_mode():
-        products.Embedding(model.requires_grad_(False), dtype, Room()).write(0, len(prepared), prepared, tokens)
+        embedding = library_products.Embedding(model.requires_grad_(False), dtype, Room())
+        embedding.write(0, len(prepared), prepared, tokens)
         expected = model.embed(torch.from_numpy(prepared.features), torch.from_numpy(prepared.neighbours))
     assert (tokens - expected).abs().max() < (0.02 if dtype == torch.bfloat16 else 2e-5)
+
+
+@pytest.mark.parametrize("config", [replace(SMALL, width=64), replace(SMALL, width=256, norm="layer", head="norm_linear")])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("points", [1, 2, 60, 700])
+@pytest.mark.parametrize("neighbours", [1, 5, 16])
+def test_one_function_computes_what_the_modules_do(
+    config: WaffleIronConfig, neighbours: int, points: int, dtype: torch.dtype
+) -> None:
+    if not tiled_network.fit(config, dtype):
+        pytest.skip(f"no tiles for width {config.width} in {dtype} on this processor")
+    model = random_network(config)
+    prepared = prepare(cloud(points), replace(INPUTS, neighbours=neighbours))
+    features, places, *planes = (torch.from_numpy(array) for array in prepared.arrays())
+    with torch.inference_mode():
+        expected = model.eval()(features, places, planes_of(planes))
+    logits = CpuWaffleIron(model, dtype, threads=2).logits(prepared)
+    assert (logits - expected).abs().max() < (0.1 if dtype == torch.bfloat16 else 1e-4)
 
 
 @pytest.mark.parametrize("place", ["embed.conv2.1.weight", "embed.final.weight", "waffleiron.spatial_mix.1.ffn.0.bias"])

@@ -1,0 +1,195 @@
+"""All of the search of a sweep as one compiled function that all threads run together: neighbours and nearest points.
+
+The nearest point is looked for in cells of one voxel, which hold one point each, and neighbours in cells of 4 voxels
+along each axis: on surfaces, such a cell and those around it hold some 100 points, of which 16 are wanted. For what these
+leave open, cells of up to 32 voxels are searched.
+"""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import numpy as np
+
+from lidar_semseg_ros.network.crew import begin_part, end_part, progress_of, wait_for
+from lidar_semseg_ros.network.kernels import (
+    UNSETTLED,
+    by_axis,
+    cell_numbers,
+    points_at,
+    runs_of_equal,
+    search_nearest,
+    search_neighbours,
+    sorted_order,
+)
+from lidar_semseg_ros.network.machine_code import compiled
+
+LEVELS = (0, 2, 3, 4, 5)
+PARTS = 24
+"""Of each search; many, for cells differ in work."""
+STEPS = 2 * len(LEVELS)
+
+
+class PointList(NamedTuple):
+    """N points sorted by the cells of 2^level voxels along each axis in which they lie, M of them; see CellList.
+
+    filled: (1,) int64, M + 1. numbers, starts: (N + 1,), of which M + 1 are filled. order: (N,). points_3N: float64.
+    """
+
+    level: int
+    along_x: int
+    along_y: int
+    filled: np.ndarray
+    numbers: np.ndarray
+    starts: np.ndarray
+    order: np.ndarray
+    points_3N: np.ndarray
+
+
+class Queries(NamedTuple):
+    """Points whose nearest one is looked for, R of them: where they are, and room for a list of those that are open."""
+
+    xyz: np.ndarray
+    voxel: np.ndarray
+    filled: np.ndarray
+    numbers: np.ndarray
+    starts: np.ndarray
+    order: np.ndarray
+
+
+def room_for(points: int, highest: np.ndarray) -> tuple[PointList, ...]:
+    """Give room for the lists of all LEVELS of points whose voxels are not beyond `highest` along an axis."""
+    lists = []
+    for level in LEVELS:
+        # One more than there are, which stays empty, so that no cell's neighbour is found at the other end of the grid.
+        _, of_y, of_z = ((int(most) >> level) + 2 for most in highest)
+        space = (np.empty(points + 1, np.int64), np.empty(points + 1, np.int64), np.empty(points, np.int32))
+        lists.append(PointList(level, of_y * of_z, of_z, np.zeros(1, np.int64), *space, np.empty((3, points))))
+    return tuple(lists)
+
+
+def room_for_queries(xyz: np.ndarray, voxel: np.ndarray) -> Queries:
+    """Give room for a list of some of the points (R, 3) in voxels (R, 3)."""
+    space = (np.empty(len(xyz) + 1, np.int64), np.empty(len(xyz) + 1, np.int64), np.empty(len(xyz), np.int32))
+    return Queries(xyz, voxel, np.zeros(1, np.int64), *space)
+
+
+@compiled
+def fill_list(xyz: np.ndarray, voxel: np.ndarray, points: PointList) -> None:
+    """Sort points by cell."""
+    number = cell_numbers(voxel, points.level, points.along_x, points.along_y)
+    order = sorted_order(number)
+    numbers, starts = runs_of_equal(number, order)
+    points.numbers[: len(numbers)], points.starts[: len(starts)] = numbers, starts
+    points.order[:], points.points_3N[:] = order, by_axis(xyz, order)
+    points.filled[0] = len(numbers)
+
+
+@compiled
+def list_open(points: PointList, queries: Queries, nearest: np.ndarray) -> None:
+    """Sort the queries whose nearest point is open by the cells of a list of points."""
+    rows = np.flatnonzero(nearest == UNSETTLED)
+    number = cell_numbers(points_at(queries.voxel, rows), points.level, points.along_x, points.along_y)
+    order = sorted_order(number)
+    numbers, starts = runs_of_equal(number, order)
+    queries.numbers[: len(numbers)], queries.starts[: len(starts)] = numbers, starts
+    for i in range(len(rows)):
+        queries.order[i] = rows[order[i]]
+    queries.filled[0] = len(numbers)
+
+
+@compiled
+def cells_of_part(starts: np.ndarray, part: int) -> tuple[int, int]:
+    """Choose cells that hold a PARTS-th of the points: from the first to behind the last."""
+    points, cells = starts[-1], len(starts) - 1
+    edges = np.searchsorted(starts, np.array([part * points // PARTS, (part + 1) * points // PARTS]))
+    return edges[0], cells if part == PARTS - 1 else edges[1]
+
+
+@compiled
+def search(
+    progress: np.ndarray,
+    xyz: np.ndarray,
+    voxel: np.ndarray,
+    lists: tuple[PointList, ...],
+    all_queries: Queries,
+    open_queries: Queries,
+    voxel_size_m: float,
+    low: np.ndarray,
+    slack_m: float,
+    limit_m: float,
+    neighbours: np.ndarray,
+    nearest: np.ndarray,
+) -> None:
+    """Search for neighbours (V, K) of points (V, 3) and the nearest of them of queries (R, 3), all answers UNSETTLED.
+
+    lists: for the points, of `room_for`. all_queries: sorted by voxel. slack_m: by how much a point may lie beyond its
+    cell. An answer that needs cells larger than those of LEVELS stays UNSETTLED; other letters as in network/voxels.py.
+    """
+    step = 0
+    part = begin_part(progress, step)
+    while part < len(lists):
+        fill_list(xyz, voxel, lists[part])
+        end_part(progress, step)
+        part = begin_part(progress, step)
+    wait_for(progress, step, len(lists))
+
+    # Neighbours are looked for on the next list while nearest points are looked for on one.
+    for place in range(len(lists)):
+        if place > 0:
+            step += 1
+            if begin_part(progress, step) == 0:
+                list_open(lists[place], open_queries, nearest)
+                end_part(progress, step)
+            wait_for(progress, step, 1)
+        queries = open_queries if place > 0 else all_queries
+        step += 1
+        first = PARTS if place + 1 < len(lists) else 0
+        part = begin_part(progress, step)
+        while part < first + PARTS:
+            points = lists[place + 1] if part < first else lists[place]
+            numbers, starts = points.numbers[: points.filled[0]], points.starts[: points.filled[0]]
+            query_numbers, query_starts = queries.numbers[: queries.filled[0]], queries.starts[: queries.filled[0]]
+            begin, end = cells_of_part(starts, part) if part < first else cells_of_part(query_starts, part - first)
+            if part < first and begin < end:
+                search_neighbours(
+                    begin,
+                    end,
+                    points.level,
+                    points.along_x,
+                    points.along_y,
+                    numbers,
+                    starts,
+                    points.order,
+                    points.points_3N,
+                    voxel,
+                    voxel_size_m,
+                    low,
+                    slack_m,
+                    neighbours,
+                )
+            elif begin < end:
+                search_nearest(
+                    begin,
+                    end,
+                    points.level,
+                    points.along_x,
+                    points.along_y,
+                    numbers,
+                    starts,
+                    points.order,
+                    points.points_3N,
+                    query_numbers,
+                    query_starts,
+                    queries.order,
+                    queries.xyz,
+                    queries.voxel,
+                    voxel_size_m,
+                    low,
+                    slack_m,
+                    limit_m,
+                    nearest,
+                )
+            end_part(progress, step)
+            part = begin_part(progress, step)
+        wait_for(progress, step, first + PARTS)

@@ -1,0 +1,426 @@
+"""A network whose products network/tiles.py knows, as one compiled function that all threads run together.
+
+Letters as in network/waffleiron.py; L: layers, M: occupied cells of a plane, G: these and those around them, r: rows of
+a block.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from functools import cache
+from typing import Any, NamedTuple
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from lidar_semseg_ros.network.crew import begin_part, end_part, progress_of, wait_for
+from lidar_semseg_ros.network.grid_kernels import centre_and_scale, compiled, convolve, find_cells, flatten
+from lidar_semseg_ros.network.inputs import CroppedPlane, NetworkInput
+from lidar_semseg_ros.network.point_kernels import rounded
+from lidar_semseg_ros.network.tiles import ADDED, BIASED, HIGHEST, RECTIFIED, ROWS, Tiling, multiply, packed, tiling_for
+from lidar_semseg_ros.network.waffleiron import WaffleIron, WaffleIronConfig
+from lidar_semseg_ros.network.weights import (
+    embedding_weights,
+    epsilon_of,
+    gain_and_shift,
+    head_weights,
+    kernel_and_bias,
+    mix_weights,
+)
+from lidar_semseg_ros.network.workers import Room, Workers, edges
+
+BLOCK_ROWS = 64
+"""So many tokens go through both products of a channel mix before the next ones do; they stay in the nearest cache."""
+PART_VALUES = 2**15
+"""Rows times channels of a part of a step."""
+MOST_AROUND = 9
+"""An occupied cell and its neighbours."""
+
+
+class EmbeddingArrays(NamedTuple):
+    """The weights of `embedding_weights`, products packed."""
+
+    point: np.ndarray
+    bias_C: np.ndarray
+    relative: np.ndarray
+    shift_C: np.ndarray
+    mix: np.ndarray
+    highest: np.ndarray
+
+
+class LayerArrays(NamedTuple):
+    """The weights of L layers one behind the other, products packed; an epsilon is negative where no norm is."""
+
+    spatial_epsilon_L: np.ndarray
+    gain_LC: np.ndarray
+    shift_LC: np.ndarray
+    first_kernel_L9C: np.ndarray
+    first_bias_LC: np.ndarray
+    last_kernel_L9C: np.ndarray
+    last_bias_LC: np.ndarray
+    channel_epsilon_L: np.ndarray
+    first_L: np.ndarray
+    first_mix_bias_LC: np.ndarray
+    last_L: np.ndarray
+    last_mix_bias_LC: np.ndarray
+
+
+class HeadArrays(NamedTuple):
+    """Weights of the product that makes logits, packed, and its bias, filled up to whole tiles."""
+
+    weight: np.ndarray
+    bias_O: np.ndarray
+
+
+class PlaneArrays(NamedTuple):
+    """What is known of a plane, (height, width) and so on, and room for what `find_cells` finds."""
+
+    shape: np.ndarray
+    occupied_M: np.ndarray
+    order_N: np.ndarray
+    start_M: np.ndarray
+    place_N: np.ndarray
+    around_G9: np.ndarray
+    hidden_M9: np.ndarray
+    hidden_total: np.ndarray
+
+
+def fit(config: WaffleIronConfig, dtype: torch.dtype) -> bool:
+    """Tell whether a network can be had here; exact GELU is left to PyTorch, which has vectors for it."""
+    return config.activation == "relu" and config.head != "mlp" and tiling_for(config.width, dtype) is not None
+
+
+class TiledNetwork:
+    """The weights of a network that fits, and the function that computes with them."""
+
+    def __init__(self, model: WaffleIron, dtype: torch.dtype, workers: Workers) -> None:
+        exact, tiling = (required_tiling(model.config.width, kind) for kind in (torch.float32, dtype))
+        of_head = Tiling(exact.lanes, 1)
+        embedding = embedding_weights(model)
+        point, relative, highest = (
+            packed(weight.t(), exact, torch.float32)
+            for weight in (embedding.point, embedding.relative, embedding.highest)
+        )
+        self._embedding = EmbeddingArrays(
+            point=point,
+            bias_C=embedding.bias.numpy(),
+            relative=relative,
+            shift_C=embedding.shift.numpy(),
+            mix=packed(embedding.mix.t(), tiling, dtype),
+            highest=highest,
+        )
+        self._layers = layer_arrays(model, tiling, dtype)
+        weight, bias = head_weights(model)
+        beyond = -len(weight) % of_head.columns
+        self._head = HeadArrays(
+            packed(F.pad(weight, (0, 0, 0, beyond)).t(), of_head, torch.float32),
+            F.pad(bias, (0, beyond)).numpy(),
+        )
+        self._depth, self._width, self._room, self._workers = model.config.depth, model.config.width, Room(), workers
+        self._compute = program(exact, tiling, of_head, dtype == torch.bfloat16)
+
+    def write(self, prepared: NetworkInput, logits: Tensor) -> None:
+        """Write logits (N, outputs); within `lead` of the workers."""
+        points, width, room = len(prepared), self._width, self._room
+        planes = tuple(plane_arrays(plane, number, room) for number, plane in enumerate(prepared.planes))
+        cells = max(len(plane.occupied_M) for plane in planes)
+        arrays = (
+            room.take("tokens", (points, width)),
+            room.take("mean", (cells, width)),
+            room.take("hidden cells", (max(len(plane.around_G9) for plane in planes), width)),
+            room.take("mixed", (cells, width)),
+            logits,
+        )
+        arguments = (
+            progress_of(1 + STEPS_PER_LAYER * self._depth),
+            prepared.features,
+            prepared.neighbours,
+            planes,
+            self._embedding,
+            self._layers,
+            self._head,
+            *(array.numpy() for array in arrays),
+        )
+        # As many parts as threads; whoever comes late finds nothing left to do.
+        self._workers.share(edges(self._workers.count, 1), lambda begin, end: self._compute(*arguments))
+
+
+def required_tiling(width: int, dtype: torch.dtype) -> Tiling:
+    """Give the tiles for a network that has some."""
+    tiling = tiling_for(width, dtype)
+    if tiling is None:
+        raise ValueError(f"no tiles are known for width {width} in {dtype} on this processor")
+    return tiling
+
+
+def layer_arrays(model: WaffleIron, tiling: Tiling, dtype: torch.dtype) -> LayerArrays:
+    """Put the weights of all layers together."""
+    layers = []
+    mixes: Any = zip(model.waffleiron.spatial_mix, model.waffleiron.channel_mix)
+    for spatial, channel in mixes:
+        first_mix, last_mix = (
+            (packed(weight.t(), tiling, dtype), bias.numpy()) for weight, bias in mix_weights(channel)
+        )
+        spatial_mix = [*gain_and_shift(spatial.norm), *kernel_and_bias(spatial.ffn[0]), *kernel_and_bias(spatial.ffn[2])]
+        layers.append(
+            [
+                np.float64(epsilon_of(spatial.norm)),
+                *(weight.numpy() for weight in spatial_mix),
+                np.float64(epsilon_of(channel.norm)),
+                *first_mix,
+                *last_mix,
+            ]
+        )
+    return LayerArrays(*(np.stack(arrays) for arrays in zip(*layers)))
+
+
+def plane_arrays(plane: CroppedPlane, number: int, room: Room) -> PlaneArrays:
+    """Bring a plane into the form that compiled code takes."""
+    points, cells = len(plane.order), len(plane.occupied)
+
+    def space(name: str, shape: tuple[int, ...], dtype: torch.dtype) -> np.ndarray:
+        array: np.ndarray = room.take(f"{name} of plane {number}", shape, dtype).numpy()
+        return array
+
+    return PlaneArrays(
+        shape=np.array(plane.weight.shape),
+        occupied_M=plane.occupied,
+        order_N=plane.order,
+        start_M=np.append(plane.start, points),
+        place_N=space("place", (points,), torch.int64),
+        around_G9=space("around", (MOST_AROUND * cells, 9), torch.int32),
+        hidden_M9=space("hidden", (cells, 9), torch.int32),
+        hidden_total=np.zeros(1, np.int64),
+    )
+
+
+@compiled
+def embed(
+    lanes: int,
+    vectors: int,
+    mix_lanes: int,
+    mix_vectors: int,
+    begin: int,
+    end: int,
+    x_NI: np.ndarray,
+    neighbours_NK: np.ndarray,
+    weights: EmbeddingArrays,
+    difference_KI: np.ndarray,
+    hidden_KC: np.ndarray,
+    most_rC: np.ndarray,
+    no_bias_C: np.ndarray,
+    tokens_NC: np.ndarray,
+) -> None:
+    """Write the tokens of the points begin … end, by the formula of `embedding_weights`.
+
+    lanes, vectors: the tiling of float32. mix_lanes, mix_vectors: of the product with Wb, whose factors hidden_KC are.
+    """
+    inputs, count, last = x_NI.shape[1], len(difference_KI), neighbours_NK.shape[1] - 1
+    for first in range(begin, end, ROWS):
+        points = slice(first, min(first + ROWS, end))
+        most_rC[:] = -np.inf
+        for i in range(points.start, points.stop):
+            for k in range(count):
+                j = neighbours_NK[i, min(k, last)]  # the last again, which does not change the maximum
+                for f in range(inputs):
+                    difference_KI[k, f] = x_NI[j, f] - x_NI[i, f]
+            multiply(lanes, vectors, RECTIFIED, difference_KI, weights.relative, weights.shift_C, hidden_KC)
+            most_1C = most_rC[i - first : i - first + 1]
+            multiply(mix_lanes, mix_vectors, HIGHEST, hidden_KC, weights.mix, no_bias_C, most_1C)
+        multiply(lanes, vectors, BIASED, x_NI[points], weights.point, weights.bias_C, tokens_NC[points])
+        most_nC = most_rC[: points.stop - first]
+        multiply(lanes, vectors, ADDED, most_nC, weights.highest, no_bias_C, tokens_NC[points])
+
+
+@compiled
+def mix_channels(
+    lanes: int,
+    vectors: int,
+    rounds: bool,
+    layer: int,
+    begin: int,
+    end: int,
+    cells_MC: np.ndarray,
+    place_N: np.ndarray,
+    weights: LayerArrays,
+    factor_rC: np.ndarray,
+    hidden_rC: np.ndarray,
+    tokens_NC: np.ndarray,
+) -> None:
+    """Add to at most BLOCK_ROWS tokens begin … end what their cells hold, and replace them by those of the next layer.
+
+    place: the row of `cells_MC` that is the cell of each token. Factors are rounded if that is wanted.
+    """
+    rows, channels, epsilon = end - begin, tokens_NC.shape[1], weights.channel_epsilon_L[layer]
+    tokens_rC = tokens_NC[begin:end]
+    for i in range(rows):
+        source = place_N[begin + i]
+        for c in range(channels):
+            tokens_rC[i, c] += cells_MC[source, c]
+        centre, scale = np.float32(0), np.float32(1)
+        if epsilon >= 0:
+            centre, scale = centre_and_scale(tokens_rC[i], epsilon)
+        if rounds:
+            for c in range(channels):
+                factor_rC[i, c] = rounded((tokens_rC[i, c] - centre) * scale)
+        else:
+            for c in range(channels):
+                factor_rC[i, c] = (tokens_rC[i, c] - centre) * scale
+    first_bias_C, last_bias_C = weights.first_mix_bias_LC[layer], weights.last_mix_bias_LC[layer]
+    multiply(lanes, vectors, RECTIFIED, factor_rC[:rows], weights.first_L[layer], first_bias_C, hidden_rC)
+    multiply(lanes, vectors, ADDED, hidden_rC[:rows], weights.last_L[layer], last_bias_C, tokens_rC)
+
+
+@compiled
+def parts_of(rows: int, rows_of_part: int) -> int:
+    """Tell how many parts rows make."""
+    return (rows + rows_of_part - 1) // rows_of_part
+
+
+STEPS_PER_LAYER = 4
+
+
+@cache
+def program(exact: Tiling, tiling: Tiling, of_head: Tiling, rounds: bool) -> Callable[..., None]:
+    """Make `compute` for tiles: those of products in float32, of those with factors rounded or not, and of the head."""
+    (lanes, vectors), (mix_lanes, mix_vectors), (head_lanes, head_vectors) = exact, tiling, of_head
+    factor_type = np.int16 if rounds else np.float32
+
+    @compiled
+    def compute(
+        progress: np.ndarray,
+        x_NI: np.ndarray,
+        neighbours_NK: np.ndarray,
+        planes: tuple[PlaneArrays, ...],
+        embedding: EmbeddingArrays,
+        layers: LayerArrays,
+        head: HeadArrays,
+        tokens_NC: np.ndarray,
+        mean_MC: np.ndarray,
+        hidden_GC: np.ndarray,
+        mixed_MC: np.ndarray,
+        logits_NO: np.ndarray,
+    ) -> None:
+        """Work on all steps; when any thread returns, the logits are written."""
+        points, channels = tokens_NC.shape
+        depth, outputs, count = len(layers.gain_LC), logits_NO.shape[1], parts_of(neighbours_NK.shape[1], ROWS) * ROWS
+        # Before any part: a thread that finds no memory must not have begun one.
+        difference_KI = np.empty((count, x_NI.shape[1]), np.float32)
+        neighbour_KC = np.empty((count, channels), factor_type)
+        most_rC, no_bias_C = np.empty((ROWS, channels), np.float32), np.zeros(channels, np.float32)
+        factor_rC = np.empty((BLOCK_ROWS, channels), factor_type)
+        hidden_rC = np.empty((BLOCK_ROWS, channels), factor_type)
+        logits_rO = np.empty((BLOCK_ROWS, len(head.bias_O)), np.float32)
+        rows = max(PART_VALUES // (channels * BLOCK_ROWS), 1) * BLOCK_ROWS
+        cells = max(PART_VALUES // (4 * channels), 1)
+
+        rows_to_embed = ROWS * max(rows // (4 * count), 1)
+        step, parts = 0, len(planes) + parts_of(points, rows_to_embed)
+        part = begin_part(progress, step)
+        while part < parts:
+            if part < len(planes):
+                plane = planes[part]
+                plane.hidden_total[0] = find_cells(
+                    plane.order_N,
+                    plane.start_M,
+                    plane.occupied_M,
+                    plane.shape,
+                    plane.place_N,
+                    plane.around_G9,
+                    plane.hidden_M9,
+                )
+            else:
+                begin = (part - len(planes)) * rows_to_embed
+                embed(
+                    lanes,
+                    vectors,
+                    mix_lanes,
+                    mix_vectors,
+                    begin,
+                    min(begin + rows_to_embed, points),
+                    x_NI,
+                    neighbours_NK,
+                    embedding,
+                    difference_KI,
+                    neighbour_KC,
+                    most_rC,
+                    no_bias_C,
+                    tokens_NC,
+                )
+            end_part(progress, step)
+            part = begin_part(progress, step)
+        wait_for(progress, step, parts)
+
+        for layer in range(depth):
+            plane = planes[layer % len(planes)]
+            occupied, hidden = len(plane.occupied_M), plane.hidden_total[0]
+
+            step, parts = step + 1, parts_of(points, rows)
+            part = begin_part(progress, step)
+            while part < parts:
+                edges = np.searchsorted(plane.start_M, np.array([part * rows, (part + 1) * rows]))
+                flatten(
+                    edges[0],
+                    min(edges[1], occupied),
+                    tokens_NC,
+                    plane.order_N,
+                    plane.start_M,
+                    layers.gain_LC[layer],
+                    layers.shift_LC[layer],
+                    layers.spatial_epsilon_L[layer],
+                    mean_MC,
+                )
+                end_part(progress, step)
+                part = begin_part(progress, step)
+            wait_for(progress, step, parts)
+
+            step, parts = step + 1, parts_of(hidden, cells)
+            part = begin_part(progress, step)
+            while part < parts:
+                kernel_9C, bias_C = layers.first_kernel_L9C[layer], layers.first_bias_LC[layer]
+                begin, end = part * cells, min((part + 1) * cells, hidden)
+                convolve(begin, end, mean_MC, plane.around_G9, kernel_9C, bias_C, True, hidden_GC)
+                end_part(progress, step)
+                part = begin_part(progress, step)
+            wait_for(progress, step, parts)
+
+            step, parts = step + 1, parts_of(occupied, cells)
+            part = begin_part(progress, step)
+            while part < parts:
+                kernel_9C, bias_C = layers.last_kernel_L9C[layer], layers.last_bias_LC[layer]
+                begin, end = part * cells, min((part + 1) * cells, occupied)
+                convolve(begin, end, hidden_GC, plane.hidden_M9, kernel_9C, bias_C, False, mixed_MC)
+                end_part(progress, step)
+                part = begin_part(progress, step)
+            wait_for(progress, step, parts)
+
+            step, parts = step + 1, parts_of(points, rows)
+            part = begin_part(progress, step)
+            while part < parts:
+                for begin in range(part * rows, min((part + 1) * rows, points), BLOCK_ROWS):
+                    end = min(begin + BLOCK_ROWS, points)
+                    mix_channels(
+                        mix_lanes,
+                        mix_vectors,
+                        rounds,
+                        layer,
+                        begin,
+                        end,
+                        mixed_MC,
+                        plane.place_N,
+                        layers,
+                        factor_rC,
+                        hidden_rC,
+                        tokens_NC,
+                    )
+                    if layer == depth - 1:
+                        tokens_rC = tokens_NC[begin:end]
+                        multiply(head_lanes, head_vectors, BIASED, tokens_rC, head.weight, head.bias_O, logits_rO)
+                        logits_NO[begin:end] = logits_rO[: end - begin, :outputs]
+                end_part(progress, step)
+                part = begin_part(progress, step)
+            wait_for(progress, step, parts)
+
+    return compute
