@@ -18,7 +18,7 @@ from lidar_semseg_ros.network.machine_code import compiled
 
 LOOKS = 4000
 """So often a thread looks whether the others are done before it lets go of its core: 0.1 to 0.2 ms, by processor."""
-NAP_US = 30
+NAP_US, MOST_NAPS = 30, 200_000
 BEGUN, DONE, PLACES = 0, 8, 16
 """Places of a step's counts in progress (steps, PLACES) int64, so far apart that they share no line of a cache."""
 
@@ -34,23 +34,33 @@ def progress_of(steps: int) -> np.ndarray:
 @compiled
 def begin_part(progress: np.ndarray, step: int) -> int:
     """Take the next part of a step that nobody has begun; beyond the last one there is nothing to do."""
-    return _add_one(progress, step, BEGUN)
+    return _add_one(progress, step, BEGUN)  # type: ignore[call-arg]
 
 
 @compiled
 def end_part(progress: np.ndarray, step: int) -> None:
     """Say that a part is done; what was written for it is seen by whoever has waited for the step."""
-    _add_one(progress, step, DONE)
+    _add_one(progress, step, DONE)  # type: ignore[call-arg]
 
 
 @compiled
 def wait_for(progress: np.ndarray, step: int, parts: int) -> None:
-    """Wait until all parts of a step are done."""
+    """Wait until all parts of a step are done; RuntimeError after some ten seconds, for a thread that failed."""
+    if not come(progress, step, parts, MOST_NAPS):
+        raise RuntimeError("a thread has begun a part of a step and not ended it")
+
+
+@compiled
+def come(progress: np.ndarray, step: int, parts: int, naps: int) -> bool:
+    """Wait until so many parts of a step are done, for at most so many naps; tells whether they are."""
     looks = 0
-    while _now(progress, step, DONE) < parts:
+    while _now(progress, step, DONE) < parts:  # type: ignore[call-arg]
         looks += 1
+        if looks > LOOKS + naps:
+            return False
         if looks > LOOKS:  # another program has the core of one of the others
             _nap()
+    return True
 
 
 def _count_at(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:

@@ -98,8 +98,8 @@ def _arrays(convolution: Any) -> tuple[np.ndarray, np.ndarray]:
 class StepwiseNetwork:
     """A network whose steps are shared one by one, with the products of libraries (network/library_products.py)."""
 
-    def __init__(self, model: WaffleIron, dtype: torch.dtype, workers: Workers) -> None:
-        self._room, self._workers = Room(), workers
+    def __init__(self, model: WaffleIron, dtype: torch.dtype, threads: int) -> None:
+        self._room, self._workers = Room(), Workers(threads)
         self._embedding = library_products.Embedding(model, dtype, self._room)
         self._layers = [
             (SpatialMix(spatial), library_products.ChannelMix(channel, dtype, self._room))
@@ -109,7 +109,10 @@ class StepwiseNetwork:
         self._rows = max(CHUNK_VALUES // self._width, 1)
 
     def write(self, prepared: NetworkInput, logits: Tensor) -> None:
-        """Write logits (N, outputs); within `lead` of the workers."""
+        """Write logits (N, outputs)."""
+        self._workers.lead(lambda: self._write(prepared, logits))
+
+    def _write(self, prepared: NetworkInput, logits: Tensor) -> None:
         points, planes = len(prepared), [Cells.on(plane) for plane in prepared.planes]
         tokens_NC = self._room.take("tokens", (points, self._width))
 
@@ -165,17 +168,14 @@ class CpuWaffleIron:
 
     def __init__(self, model: WaffleIron, dtype: torch.dtype, threads: int) -> None:
         model = folded(model)
-        self.config, self._workers = model.config, Workers(threads)
-        self._network: TiledNetwork | StepwiseNetwork
-        if tiled_network.fit(model.config, dtype):
-            self._network = TiledNetwork(model, dtype, self._workers)
-        else:
-            self._network = StepwiseNetwork(model, dtype, self._workers)
+        make = TiledNetwork if tiled_network.fit(model.config, dtype) else StepwiseNetwork
+        self._network: TiledNetwork | StepwiseNetwork = make(model, dtype, threads)
+        self.config = model.config
 
     def logits(self, prepared: NetworkInput) -> Tensor:
         """Compute logits (N, outputs) float32 of N ≥ 1 kept points."""
         logits = torch.empty(len(prepared), self.config.outputs)
-        self._workers.lead(lambda: self._network.write(prepared, logits))
+        self._network.write(prepared, logits)
         return logits
 
     def logits_of(self, prepared: Sequence[NetworkInput]) -> list[Tensor]:

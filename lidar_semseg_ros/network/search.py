@@ -1,8 +1,8 @@
 """All of the search of a sweep as one compiled function that all threads run together: neighbours and nearest points.
 
 The nearest point is looked for in cells of one voxel, which hold one point each, and neighbours in cells of 4 voxels
-along each axis: on surfaces, such a cell and those around it hold some 100 points, of which 16 are wanted. For what these
-leave open, cells of up to 32 voxels are searched.
+along each axis: on surfaces, such a cell and those around it hold some 100 points, of which 16 are wanted. For what
+these leave open, cells of up to 32 voxels are searched.
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from lidar_semseg_ros.network.crew import begin_part, end_part, progress_of, wait_for
+from lidar_semseg_ros.network.crew import begin_part, end_part, wait_for
 from lidar_semseg_ros.network.kernels import (
     UNSETTLED,
     by_axis,
@@ -33,7 +33,7 @@ STEPS = 2 * len(LEVELS)
 class PointList(NamedTuple):
     """N points sorted by the cells of 2^level voxels along each axis in which they lie, M of them; see CellList.
 
-    filled: (1,) int64, M + 1. numbers, starts: (N + 1,), of which M + 1 are filled. order: (N,). points_3N: float64.
+    filled: (1,), M + 1. numbers, starts: (N + 1,), of which M + 1 are filled. order: (N,). coordinates: float64.
     """
 
     level: int
@@ -43,7 +43,7 @@ class PointList(NamedTuple):
     numbers: np.ndarray
     starts: np.ndarray
     order: np.ndarray
-    points_3N: np.ndarray
+    coordinates: np.ndarray
 
 
 class Queries(NamedTuple):
@@ -81,7 +81,7 @@ def fill_list(xyz: np.ndarray, voxel: np.ndarray, points: PointList) -> None:
     order = sorted_order(number)
     numbers, starts = runs_of_equal(number, order)
     points.numbers[: len(numbers)], points.starts[: len(starts)] = numbers, starts
-    points.order[:], points.points_3N[:] = order, by_axis(xyz, order)
+    points.order[:], points.coordinates[:] = order, by_axis(xyz, order)
     points.filled[0] = len(numbers)
 
 
@@ -161,7 +161,7 @@ def search(
                     numbers,
                     starts,
                     points.order,
-                    points.points_3N,
+                    points.coordinates,
                     voxel,
                     voxel_size_m,
                     low,
@@ -178,7 +178,7 @@ def search(
                     numbers,
                     starts,
                     points.order,
-                    points.points_3N,
+                    points.coordinates,
                     query_numbers,
                     query_starts,
                     queries.order,

@@ -24,6 +24,7 @@ from lidar_semseg_ros.core.packed import PackedCloud, packed_frame, point_labels
 from lidar_semseg_ros.core.sensor import SensorConfig, feeds_intensity, levelling, normalised
 from lidar_semseg_ros.network.backends import BACKENDS, PRECISIONS, Backend
 from lidar_semseg_ros.network.inputs import prepare, to_points
+from lidar_semseg_ros.network.parts import awake
 from lidar_semseg_ros.network.trial import trial_sweep
 
 if TYPE_CHECKING:
@@ -161,10 +162,11 @@ class Segmenter:
     def _on_host(self, frame: LidarFrame, level_from_lidar: np.ndarray | None) -> tuple[PointLabels, float, float]:
         """Label a sweep, the host doing all but the network; when the inputs and when the logits were ready, in s."""
         inputs = self.description.inputs
-        levelled = normalised(frame, self.config.input, inputs.sensor_height_m, level_from_lidar)
-        prepared = prepare(levelled, inputs, self.config.input.max_points)
-        ready = self.clock()
-        logits = self.backend.logits(prepared) if len(prepared) else np.empty((0, len(self.classes)), np.float32)
+        with awake():
+            levelled = normalised(frame, self.config.input, inputs.sensor_height_m, level_from_lidar)
+            prepared = prepare(levelled, inputs, self.config.input.max_points)
+            ready = self.clock()
+            logits = self.backend.logits(prepared) if len(prepared) else np.empty((0, len(self.classes)), np.float32)
         self._require(bool(np.isfinite(logits).all()))
         computed = self.clock()
         return with_min_score(to_points(logits, prepared), self.config.min_score), ready, computed

@@ -18,6 +18,7 @@ from torch.nn import functional as F
 from lidar_semseg_ros.network.crew import begin_part, end_part, progress_of, wait_for
 from lidar_semseg_ros.network.grid_kernels import centre_and_scale, compiled, convolve, find_cells, flatten
 from lidar_semseg_ros.network.inputs import CroppedPlane, NetworkInput
+from lidar_semseg_ros.network.parts import together
 from lidar_semseg_ros.network.point_kernels import rounded
 from lidar_semseg_ros.network.tiles import ADDED, BIASED, HIGHEST, RECTIFIED, ROWS, Tiling, multiply, packed, tiling_for
 from lidar_semseg_ros.network.waffleiron import WaffleIron, WaffleIronConfig
@@ -29,61 +30,69 @@ from lidar_semseg_ros.network.weights import (
     kernel_and_bias,
     mix_weights,
 )
-from lidar_semseg_ros.network.workers import Room, Workers, edges
+from lidar_semseg_ros.network.workers import Room
 
 BLOCK_ROWS = 64
 """So many tokens go through both products of a channel mix before the next ones do; they stay in the nearest cache."""
 PART_VALUES = 2**15
 """Rows times channels of a part of a step."""
+STEPS_PER_LAYER = 4
 MOST_AROUND = 9
 """An occupied cell and its neighbours."""
 
 
 class EmbeddingArrays(NamedTuple):
-    """The weights of `embedding_weights`, products packed."""
+    """The weights of `embedding_weights`, products packed (network/tiles.py); bias, shift: (C,)."""
 
     point: np.ndarray
-    bias_C: np.ndarray
+    bias: np.ndarray
     relative: np.ndarray
-    shift_C: np.ndarray
+    shift: np.ndarray
     mix: np.ndarray
     highest: np.ndarray
 
 
 class LayerArrays(NamedTuple):
-    """The weights of L layers one behind the other, products packed; an epsilon is negative where no norm is."""
+    """The weights of L layers one behind the other: products packed, kernels (L, 9, C), epsilons (L,), others (L, C).
 
-    spatial_epsilon_L: np.ndarray
-    gain_LC: np.ndarray
-    shift_LC: np.ndarray
-    first_kernel_L9C: np.ndarray
-    first_bias_LC: np.ndarray
-    last_kernel_L9C: np.ndarray
-    last_bias_LC: np.ndarray
-    channel_epsilon_L: np.ndarray
-    first_L: np.ndarray
-    first_mix_bias_LC: np.ndarray
-    last_L: np.ndarray
-    last_mix_bias_LC: np.ndarray
+    An epsilon is negative where no norm has anything to do on a token.
+    """
+
+    spatial_epsilon: np.ndarray
+    gain: np.ndarray
+    shift: np.ndarray
+    first_kernel: np.ndarray
+    first_bias: np.ndarray
+    last_kernel: np.ndarray
+    last_bias: np.ndarray
+    channel_epsilon: np.ndarray
+    first: np.ndarray
+    first_mix_bias: np.ndarray
+    last: np.ndarray
+    last_mix_bias: np.ndarray
 
 
 class HeadArrays(NamedTuple):
-    """Weights of the product that makes logits, packed, and its bias, filled up to whole tiles."""
+    """Weights of the product that makes logits, packed, and its bias; both filled up to whole tiles."""
 
     weight: np.ndarray
-    bias_O: np.ndarray
+    bias: np.ndarray
 
 
 class PlaneArrays(NamedTuple):
-    """What is known of a plane, (height, width) and so on, and room for what `find_cells` finds."""
+    """What is known of a plane, and room for what `find_cells` finds.
+
+    shape: (height, width). occupied: (M,). order: (N,). start: (M + 1,). place: (N,). around: (9 M, 9), of which
+    hidden_total[0] rows are filled. hidden: (M, 9).
+    """
 
     shape: np.ndarray
-    occupied_M: np.ndarray
-    order_N: np.ndarray
-    start_M: np.ndarray
-    place_N: np.ndarray
-    around_G9: np.ndarray
-    hidden_M9: np.ndarray
+    occupied: np.ndarray
+    order: np.ndarray
+    start: np.ndarray
+    place: np.ndarray
+    around: np.ndarray
+    hidden: np.ndarray
     hidden_total: np.ndarray
 
 
@@ -95,7 +104,7 @@ def fit(config: WaffleIronConfig, dtype: torch.dtype) -> bool:
 class TiledNetwork:
     """The weights of a network that fits, and the function that computes with them."""
 
-    def __init__(self, model: WaffleIron, dtype: torch.dtype, workers: Workers) -> None:
+    def __init__(self, model: WaffleIron, dtype: torch.dtype, threads: int) -> None:
         exact, tiling = (required_tiling(model.config.width, kind) for kind in (torch.float32, dtype))
         of_head = Tiling(exact.lanes, 1)
         embedding = embedding_weights(model)
@@ -105,9 +114,9 @@ class TiledNetwork:
         )
         self._embedding = EmbeddingArrays(
             point=point,
-            bias_C=embedding.bias.numpy(),
+            bias=embedding.bias.numpy(),
             relative=relative,
-            shift_C=embedding.shift.numpy(),
+            shift=embedding.shift.numpy(),
             mix=packed(embedding.mix.t(), tiling, dtype),
             highest=highest,
         )
@@ -118,18 +127,18 @@ class TiledNetwork:
             packed(F.pad(weight, (0, 0, 0, beyond)).t(), of_head, torch.float32),
             F.pad(bias, (0, beyond)).numpy(),
         )
-        self._depth, self._width, self._room, self._workers = model.config.depth, model.config.width, Room(), workers
+        self._depth, self._width, self._room, self._threads = model.config.depth, model.config.width, Room(), threads
         self._compute = program(exact, tiling, of_head, dtype == torch.bfloat16)
 
     def write(self, prepared: NetworkInput, logits: Tensor) -> None:
-        """Write logits (N, outputs); within `lead` of the workers."""
+        """Write logits (N, outputs)."""
         points, width, room = len(prepared), self._width, self._room
         planes = tuple(plane_arrays(plane, number, room) for number, plane in enumerate(prepared.planes))
-        cells = max(len(plane.occupied_M) for plane in planes)
+        cells = max(len(plane.occupied) for plane in planes)
         arrays = (
             room.take("tokens", (points, width)),
             room.take("mean", (cells, width)),
-            room.take("hidden cells", (max(len(plane.around_G9) for plane in planes), width)),
+            room.take("hidden cells", (max(len(plane.around) for plane in planes), width)),
             room.take("mixed", (cells, width)),
             logits,
         )
@@ -143,8 +152,7 @@ class TiledNetwork:
             self._head,
             *(array.numpy() for array in arrays),
         )
-        # As many parts as threads; whoever comes late finds nothing left to do.
-        self._workers.share(edges(self._workers.count, 1), lambda begin, end: self._compute(*arguments))
+        together(lambda: self._compute(*arguments), self._threads)
 
 
 def required_tiling(width: int, dtype: torch.dtype) -> Tiling:
@@ -163,7 +171,11 @@ def layer_arrays(model: WaffleIron, tiling: Tiling, dtype: torch.dtype) -> Layer
         first_mix, last_mix = (
             (packed(weight.t(), tiling, dtype), bias.numpy()) for weight, bias in mix_weights(channel)
         )
-        spatial_mix = [*gain_and_shift(spatial.norm), *kernel_and_bias(spatial.ffn[0]), *kernel_and_bias(spatial.ffn[2])]
+        spatial_mix = [
+            *gain_and_shift(spatial.norm),
+            *kernel_and_bias(spatial.ffn[0]),
+            *kernel_and_bias(spatial.ffn[2]),
+        ]
         layers.append(
             [
                 np.float64(epsilon_of(spatial.norm)),
@@ -186,12 +198,12 @@ def plane_arrays(plane: CroppedPlane, number: int, room: Room) -> PlaneArrays:
 
     return PlaneArrays(
         shape=np.array(plane.weight.shape),
-        occupied_M=plane.occupied,
-        order_N=plane.order,
-        start_M=np.append(plane.start, points),
-        place_N=space("place", (points,), torch.int64),
-        around_G9=space("around", (MOST_AROUND * cells, 9), torch.int32),
-        hidden_M9=space("hidden", (cells, 9), torch.int32),
+        occupied=plane.occupied,
+        order=plane.order,
+        start=np.append(plane.start, points),
+        place=space("place", (points,), torch.int64),
+        around=space("around", (MOST_AROUND * cells, 9), torch.int32),
+        hidden=space("hidden", (cells, 9), torch.int32),
         hidden_total=np.zeros(1, np.int64),
     )
 
@@ -226,10 +238,10 @@ def embed(
                 j = neighbours_NK[i, min(k, last)]  # the last again, which does not change the maximum
                 for f in range(inputs):
                     difference_KI[k, f] = x_NI[j, f] - x_NI[i, f]
-            multiply(lanes, vectors, RECTIFIED, difference_KI, weights.relative, weights.shift_C, hidden_KC)
+            multiply(lanes, vectors, RECTIFIED, difference_KI, weights.relative, weights.shift, hidden_KC)
             most_1C = most_rC[i - first : i - first + 1]
             multiply(mix_lanes, mix_vectors, HIGHEST, hidden_KC, weights.mix, no_bias_C, most_1C)
-        multiply(lanes, vectors, BIASED, x_NI[points], weights.point, weights.bias_C, tokens_NC[points])
+        multiply(lanes, vectors, BIASED, x_NI[points], weights.point, weights.bias, tokens_NC[points])
         most_nC = most_rC[: points.stop - first]
         multiply(lanes, vectors, ADDED, most_nC, weights.highest, no_bias_C, tokens_NC[points])
 
@@ -253,7 +265,7 @@ def mix_channels(
 
     place: the row of `cells_MC` that is the cell of each token. Factors are rounded if that is wanted.
     """
-    rows, channels, epsilon = end - begin, tokens_NC.shape[1], weights.channel_epsilon_L[layer]
+    rows, channels, epsilon = end - begin, tokens_NC.shape[1], weights.channel_epsilon[layer]
     tokens_rC = tokens_NC[begin:end]
     for i in range(rows):
         source = place_N[begin + i]
@@ -268,9 +280,9 @@ def mix_channels(
         else:
             for c in range(channels):
                 factor_rC[i, c] = (tokens_rC[i, c] - centre) * scale
-    first_bias_C, last_bias_C = weights.first_mix_bias_LC[layer], weights.last_mix_bias_LC[layer]
-    multiply(lanes, vectors, RECTIFIED, factor_rC[:rows], weights.first_L[layer], first_bias_C, hidden_rC)
-    multiply(lanes, vectors, ADDED, hidden_rC[:rows], weights.last_L[layer], last_bias_C, tokens_rC)
+    first_bias_C, last_bias_C = weights.first_mix_bias[layer], weights.last_mix_bias[layer]
+    multiply(lanes, vectors, RECTIFIED, factor_rC[:rows], weights.first[layer], first_bias_C, hidden_rC)
+    multiply(lanes, vectors, ADDED, hidden_rC[:rows], weights.last[layer], last_bias_C, tokens_rC)
 
 
 @compiled
@@ -279,7 +291,52 @@ def parts_of(rows: int, rows_of_part: int) -> int:
     return (rows + rows_of_part - 1) // rows_of_part
 
 
-STEPS_PER_LAYER = 4
+@compiled
+def flatten_all(
+    progress: np.ndarray,
+    step: int,
+    rows: int,
+    tokens_NC: np.ndarray,
+    plane: PlaneArrays,
+    layer: int,
+    weights: LayerArrays,
+    mean_MC: np.ndarray,
+) -> None:
+    """Write the means of all cells, those of about so many points in a part."""
+    gain_C, shift_C, epsilon = weights.gain[layer], weights.shift[layer], weights.spatial_epsilon[layer]
+    parts, occupied = parts_of(len(tokens_NC), rows), len(plane.occupied)
+    part = begin_part(progress, step)
+    while part < parts:
+        edges = np.searchsorted(plane.start, np.array([part * rows, (part + 1) * rows]))
+        end = min(edges[1], occupied)
+        flatten(edges[0], end, tokens_NC, plane.order, plane.start, gain_C, shift_C, epsilon, mean_MC)
+        end_part(progress, step)
+        part = begin_part(progress, step)
+    wait_for(progress, step, parts)
+
+
+@compiled
+def convolve_all(
+    progress: np.ndarray,
+    step: int,
+    rows: int,
+    cells: int,
+    cells_MC: np.ndarray,
+    window: np.ndarray,
+    weight_9C: np.ndarray,
+    bias_C: np.ndarray,
+    rectify: bool,
+    out_MC: np.ndarray,
+) -> None:
+    """Convolve so many cells, `rows` in a part."""
+    parts = parts_of(cells, rows)
+    part = begin_part(progress, step)
+    while part < parts:
+        begin, end = part * rows, min((part + 1) * rows, cells)
+        convolve(begin, end, cells_MC, window, weight_9C, bias_C, rectify, out_MC)
+        end_part(progress, step)
+        part = begin_part(progress, step)
+    wait_for(progress, step, parts)
 
 
 @cache
@@ -305,41 +362,34 @@ def program(exact: Tiling, tiling: Tiling, of_head: Tiling, rounds: bool) -> Cal
     ) -> None:
         """Work on all steps; when any thread returns, the logits are written."""
         points, channels = tokens_NC.shape
-        depth, outputs, count = len(layers.gain_LC), logits_NO.shape[1], parts_of(neighbours_NK.shape[1], ROWS) * ROWS
+        depth, outputs, count = len(layers.gain), logits_NO.shape[1], parts_of(neighbours_NK.shape[1], ROWS) * ROWS
         # Before any part: a thread that finds no memory must not have begun one.
         difference_KI = np.empty((count, x_NI.shape[1]), np.float32)
         neighbour_KC = np.empty((count, channels), factor_type)
         most_rC, no_bias_C = np.empty((ROWS, channels), np.float32), np.zeros(channels, np.float32)
         factor_rC = np.empty((BLOCK_ROWS, channels), factor_type)
         hidden_rC = np.empty((BLOCK_ROWS, channels), factor_type)
-        logits_rO = np.empty((BLOCK_ROWS, len(head.bias_O)), np.float32)
+        logits_rO = np.empty((BLOCK_ROWS, len(head.bias)), np.float32)
         rows = max(PART_VALUES // (channels * BLOCK_ROWS), 1) * BLOCK_ROWS
-        cells = max(PART_VALUES // (4 * channels), 1)
+        cells, to_embed = max(rows // 4, 1), max(rows // (4 * count), 1) * ROWS
 
-        rows_to_embed = ROWS * max(rows // (4 * count), 1)
-        step, parts = 0, len(planes) + parts_of(points, rows_to_embed)
+        step, parts = 0, len(planes) + parts_of(points, to_embed)
         part = begin_part(progress, step)
         while part < parts:
             if part < len(planes):
                 plane = planes[part]
                 plane.hidden_total[0] = find_cells(
-                    plane.order_N,
-                    plane.start_M,
-                    plane.occupied_M,
-                    plane.shape,
-                    plane.place_N,
-                    plane.around_G9,
-                    plane.hidden_M9,
+                    plane.order, plane.start, plane.occupied, plane.shape, plane.place, plane.around, plane.hidden
                 )
             else:
-                begin = (part - len(planes)) * rows_to_embed
+                begin = (part - len(planes)) * to_embed
                 embed(
                     lanes,
                     vectors,
                     mix_lanes,
                     mix_vectors,
                     begin,
-                    min(begin + rows_to_embed, points),
+                    min(begin + to_embed, points),
                     x_NI,
                     neighbours_NK,
                     embedding,
@@ -355,48 +405,17 @@ def program(exact: Tiling, tiling: Tiling, of_head: Tiling, rounds: bool) -> Cal
 
         for layer in range(depth):
             plane = planes[layer % len(planes)]
-            occupied, hidden = len(plane.occupied_M), plane.hidden_total[0]
+            occupied, hidden = len(plane.occupied), plane.hidden_total[0]
+            first, first_bias_C = layers.first_kernel[layer], layers.first_bias[layer]
+            last, last_bias_C = layers.last_kernel[layer], layers.last_bias[layer]
+            step = 1 + STEPS_PER_LAYER * layer
+            flatten_all(progress, step, rows, tokens_NC, plane, layer, layers, mean_MC)
+            convolve_all(progress, step + 1, cells, hidden, mean_MC, plane.around, first, first_bias_C, True, hidden_GC)
+            convolve_all(
+                progress, step + 2, cells, occupied, hidden_GC, plane.hidden, last, last_bias_C, False, mixed_MC
+            )
 
-            step, parts = step + 1, parts_of(points, rows)
-            part = begin_part(progress, step)
-            while part < parts:
-                edges = np.searchsorted(plane.start_M, np.array([part * rows, (part + 1) * rows]))
-                flatten(
-                    edges[0],
-                    min(edges[1], occupied),
-                    tokens_NC,
-                    plane.order_N,
-                    plane.start_M,
-                    layers.gain_LC[layer],
-                    layers.shift_LC[layer],
-                    layers.spatial_epsilon_L[layer],
-                    mean_MC,
-                )
-                end_part(progress, step)
-                part = begin_part(progress, step)
-            wait_for(progress, step, parts)
-
-            step, parts = step + 1, parts_of(hidden, cells)
-            part = begin_part(progress, step)
-            while part < parts:
-                kernel_9C, bias_C = layers.first_kernel_L9C[layer], layers.first_bias_LC[layer]
-                begin, end = part * cells, min((part + 1) * cells, hidden)
-                convolve(begin, end, mean_MC, plane.around_G9, kernel_9C, bias_C, True, hidden_GC)
-                end_part(progress, step)
-                part = begin_part(progress, step)
-            wait_for(progress, step, parts)
-
-            step, parts = step + 1, parts_of(occupied, cells)
-            part = begin_part(progress, step)
-            while part < parts:
-                kernel_9C, bias_C = layers.last_kernel_L9C[layer], layers.last_bias_LC[layer]
-                begin, end = part * cells, min((part + 1) * cells, occupied)
-                convolve(begin, end, hidden_GC, plane.hidden_M9, kernel_9C, bias_C, False, mixed_MC)
-                end_part(progress, step)
-                part = begin_part(progress, step)
-            wait_for(progress, step, parts)
-
-            step, parts = step + 1, parts_of(points, rows)
+            step, parts = step + 3, parts_of(points, rows)
             part = begin_part(progress, step)
             while part < parts:
                 for begin in range(part * rows, min((part + 1) * rows, points), BLOCK_ROWS):
@@ -409,7 +428,7 @@ def program(exact: Tiling, tiling: Tiling, of_head: Tiling, rounds: bool) -> Cal
                         begin,
                         end,
                         mixed_MC,
-                        plane.place_N,
+                        plane.place,
                         layers,
                         factor_rC,
                         hidden_rC,
@@ -417,7 +436,7 @@ def program(exact: Tiling, tiling: Tiling, of_head: Tiling, rounds: bool) -> Cal
                     )
                     if layer == depth - 1:
                         tokens_rC = tokens_NC[begin:end]
-                        multiply(head_lanes, head_vectors, BIASED, tokens_rC, head.weight, head.bias_O, logits_rO)
+                        multiply(head_lanes, head_vectors, BIASED, tokens_rC, head.weight, head.bias, logits_rO)
                         logits_NO[begin:end] = logits_rO[: end - begin, :outputs]
                 end_part(progress, step)
                 part = begin_part(progress, step)

@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 
-from lidar_semseg_ros.network.parts import helpers_of_all_cores, share
+from lidar_semseg_ros.network.parts import together
 
 LEAST_SHARED = 1024
 """So many points are worth waking a thread for."""
@@ -79,13 +78,14 @@ def neighbours_and_nearest(
     there are fewer than K others, the nearest are repeated, and a lone point is its own neighbour. A point with no kept
     one nearer than limit_m gets -1.
     """
+    from lidar_semseg_ros.network.crew import progress_of
     from lidar_semseg_ros.network.kernels import UNSETTLED, points_at
-    from lidar_semseg_ros.network.search import STEPS, Queries, progress_of, room_for, room_for_queries, search
+    from lidar_semseg_ros.network.search import STEPS, Queries, room_for, room_for_queries, search
 
     points, point_voxel = points_at(voxels.xyz, kept), points_at(voxels.voxel, kept)
     low = voxels.low.astype(np.float64)
     # A float32 voxel number may be off at a voxel's border by the rounding of its coordinates.
-    slack_m = 4 * np.finfo(np.float32).eps * float(np.abs(points).max() + np.abs(low).max()) + 1e-9
+    slack_m = 4 * float(np.finfo(np.float32).eps) * float(np.abs(points).max() + np.abs(low).max()) + 1e-9
     neighbours = np.empty((len(kept), count), np.int64)
     neighbours[:, 0] = UNSETTLED
     nearest = np.full(len(voxels.xyz), UNSETTLED, np.int64)
@@ -112,8 +112,7 @@ def neighbours_and_nearest(
         neighbours,
         nearest,
     )
-    helpers = helpers_of_all_cores() if len(nearest) >= LEAST_SHARED else []
-    share(helpers, range(len(helpers) + 2), lambda begin, end: search(*arguments))
+    together(lambda: search(*arguments), threads=None if len(nearest) >= LEAST_SHARED else 1)
     lonely, far = np.flatnonzero(neighbours[:, 0] == UNSETTLED), np.flatnonzero(nearest == UNSETTLED)
     _settle(voxels, kept, limit_m, lonely, neighbours, far, nearest)
     return neighbours, nearest

@@ -24,7 +24,6 @@ class Workers:
     """Threads that share the parts of a step, PyTorch on one core in each of them; one leads from step to step."""
 
     def __init__(self, count: int) -> None:
-        self.count = count
         self._leader = ThreadPoolExecutor(1, thread_name_prefix="network")
         self._others = [ThreadPoolExecutor(1, thread_name_prefix="network") for _ in range(count - 1)]
         # The number of threads is each thread's own from its first operation on, but it is set for all later ones too.

@@ -187,7 +187,9 @@ def test_points_are_embedded_as_by_the_modules(width: int, neighbours: int, poin
     assert (tokens - expected).abs().max() < (0.02 if dtype == torch.bfloat16 else 2e-5)
 
 
-@pytest.mark.parametrize("config", [replace(SMALL, width=64), replace(SMALL, width=256, norm="layer", head="norm_linear")])
+@pytest.mark.parametrize(
+    "config", [replace(SMALL, width=64), replace(SMALL, width=256, norm="layer", head="norm_linear")]
+)
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 @pytest.mark.parametrize("points", [1, 2, 60, 700])
 @pytest.mark.parametrize("neighbours", [1, 5, 16])

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import signal
+import threading
 from concurrent.futures import ThreadPoolExecutor
 from itertools import pairwise
 
@@ -43,3 +45,66 @@ def test_a_forked_process_has_helpers_of_its_own(monkeypatch: pytest.MonkeyPatch
         finally:
             os._exit(status)
     assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 5
+
+
+def in_both(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(os, "sched_getaffinity", lambda _: {0, 1}, raising=False)
+
+
+@pytest.mark.parametrize("is_awake", [True, False])
+def test_all_cores_do_the_same_work_together(monkeypatch: pytest.MonkeyPatch, is_awake: bool) -> None:
+    in_both(monkeypatch)
+    both, threads = threading.Barrier(2), set()
+
+    def meet() -> None:
+        both.wait(10)
+        threads.add(threading.get_ident())
+
+    with parts.awake() if is_awake else contextlib.nullcontext():
+        parts.together(meet)
+        parts.together(meet)
+    assert len(threads) == 2
+
+
+@pytest.mark.parametrize("is_awake", [True, False])
+def test_one_thread_works_alone(monkeypatch: pytest.MonkeyPatch, is_awake: bool) -> None:
+    in_both(monkeypatch)
+    threads = []
+    with parts.awake() if is_awake else contextlib.nullcontext():
+        for _ in range(20):
+            parts.together(lambda: threads.append(threading.get_ident()), threads=1)
+    assert threads == [threading.get_ident()] * 20
+
+
+def test_what_no_helper_has_begun_the_caller_does(monkeypatch: pytest.MonkeyPatch) -> None:
+    in_both(monkeypatch)
+    busy, free = threading.Event(), threading.Event()
+    parts.helpers_of_all_cores()[0].submit(lambda: (busy.set(), free.wait(10)))
+    assert busy.wait(10)
+    with parts.awake():
+        threads = [parts.beside(threading.get_ident)()]
+        parts.together(lambda: threads.append(threading.get_ident()))
+    threads.append(parts.beside(threading.get_ident)())
+    free.set()
+    assert threads == [threading.get_ident()] * 3
+
+
+def test_a_fault_of_a_helper_is_raised_when_the_work_ends(monkeypatch: pytest.MonkeyPatch) -> None:
+    in_both(monkeypatch)
+    both, caller = threading.Barrier(2), threading.get_ident()
+
+    def fail() -> None:
+        both.wait(10)
+        if threading.get_ident() != caller:
+            raise MemoryError
+
+    with pytest.raises(MemoryError), parts.awake():
+        parts.together(fail)
+    assert parts.beside(lambda: 7)() == 7
+
+
+def test_work_that_fails_lets_the_helpers_go(monkeypatch: pytest.MonkeyPatch) -> None:
+    in_both(monkeypatch)
+    with pytest.raises(KeyError), parts.awake():
+        raise KeyError
+    assert parts.helpers_of_all_cores()[0].submit(lambda: 7).result(10) == 7
