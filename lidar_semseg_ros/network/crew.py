@@ -19,10 +19,11 @@ from lidar_semseg_ros.network.machine_code import compiled
 LOOKS = 4000
 """So often a thread looks whether the others are done before it lets go of its core: 0.1 to 0.2 ms, by processor."""
 NAP_US, MOST_NAPS = 30, 200_000
+"""How long it sleeps then, each time, and how often at most: 10 to 20 s in all."""
 BEGUN, DONE, PLACES = 0, 8, 16
 """Places of a step's counts in progress (steps, PLACES) int64, so far apart that they share no line of a cache."""
 
-RESTS = {"x86_64": "pause", "aarch64": "yield"}
+RESTS = {"x86_64": "pause", "aarch64": "isb"}
 """The instruction by which a processor is told that a loop only waits."""
 
 
@@ -45,7 +46,7 @@ def end_part(progress: np.ndarray, step: int) -> None:
 
 @compiled
 def wait_for(progress: np.ndarray, step: int, parts: int) -> None:
-    """Wait until all parts of a step are done; RuntimeError after some ten seconds, for a thread that failed."""
+    """Wait until all parts of a step are done; RuntimeError after 10 to 20 s, which a thread that failed leaves."""
     if not come(progress, step, parts, MOST_NAPS):
         raise RuntimeError("a thread has begun a part of a step and not ended it")
 
@@ -58,7 +59,7 @@ def come(progress: np.ndarray, step: int, parts: int, naps: int) -> bool:
         looks += 1
         if looks > LOOKS + naps:
             return False
-        if looks > LOOKS:  # another program has the core of one of the others
+        if looks > LOOKS:  # another program may have the core of one of the others
             _nap()
     return True
 

@@ -1,8 +1,8 @@
 """Compiled loops of the spatial mix, over the occupied cells of a plane and the hidden cells beside them only.
 
 Indoors a tenth of a grid's cells are occupied. The first of two 3×3 convolutions is not zero on these and on the cells
-around them, and of the second only the occupied cells are read; no other cell is ever computed. Every function takes
-the rows begin … end to work on, so that several workers can share them, and runs without the interpreter's lock.
+around them, and of the second only the occupied cells are read; no other cell is ever computed. Functions of the
+rows begin … end can share these; all run without the interpreter's lock.
 """
 
 from __future__ import annotations
@@ -25,6 +25,11 @@ def compiled(function: F) -> F:
     return machine_code.compiled(function, FAST)
 
 
+def most_around(cells: int, of_grid: int) -> int:
+    """Tell how many cells there are at most within one step of so many occupied ones of a grid."""
+    return min(9 * cells, of_grid)
+
+
 @compiled
 def find_cells(
     order: np.ndarray,
@@ -38,7 +43,7 @@ def find_cells(
     """Find the cells of N points on a grid of `shape`, and those around them; how many there are with these, G.
 
     order (N,), start (M + 1,), occupied (M,): as in CroppedPlane, and the end. Written are, as in Cells, place (N,),
-    hidden (M, 9) and the first G rows of around, (9 M, 9).
+    hidden (M, 9) and the first G rows of around, (`most_around`, 9).
     """
     height, width = shape[0], shape[1]
     near, row_of = np.zeros(height * width, np.bool_), np.full(height * width, -1, np.int32)

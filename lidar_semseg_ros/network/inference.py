@@ -2,12 +2,13 @@
 
 Four things make it faster than the network written as modules. A chunk of points goes through all steps of a layer
 while it lies in a core's cache. Grids exist on occupied cells only (network/grid_kernels.py). The products of networks
-with ReLU are finished in a core's registers (network/tiles.py; other networks and processors take those of libraries,
-network/library_products.py). And the chunks are shared by a few workers whose products run on one core each: a product
-shared by all cores waits for the slowest of them at its end, and on a robot, where other processes run, that is a time
-slice and not a microsecond.
+with ReLU are finished in a core's registers (network/tiles.py). And all steps of these are one compiled function
+(network/tiled_network.py). Other networks and processors take the products of libraries (network/library_products.py)
+and share the chunks of one step after the other. In both, products run on one core each: one shared by all cores waits
+for the slowest of them at its end, and on a robot, where other processes run, that is a time slice and not a
+microsecond.
 
-Chunks do not depend on the number of workers, so neither does the last bit of the logits.
+Chunks do not depend on the number of threads, so neither does the last bit of the logits.
 Letters as in network/waffleiron.py; M: occupied cells of a plane, G: these and those around them, n: points of a chunk.
 """
 
@@ -26,7 +27,7 @@ from lidar_semseg_ros.network.inputs import CroppedPlane, NetworkInput
 from lidar_semseg_ros.network.tiled_network import TiledNetwork
 from lidar_semseg_ros.network.waffleiron import WaffleIron, folded
 from lidar_semseg_ros.network.weights import epsilon_of, gain_and_shift, kernel_and_bias
-from lidar_semseg_ros.network.workers import Room, Workers, edges
+from lidar_semseg_ros.network.workers import RoomOfThread, Workers, edges
 
 CHUNK_VALUES = 2**17
 """Rows times channels of a chunk: half a megabyte in float32, so that its few arrays fit the cache of a core."""
@@ -68,7 +69,8 @@ class Cells:
         """Find the occupied cells of a plane and the hidden ones around them."""
         points, cells = len(plane.order), len(plane.occupied)
         place, start = np.empty(points, np.int64), np.append(plane.start, points)
-        around, hidden = np.empty((9 * cells, 9), np.int32), np.empty((cells, 9), np.int32)
+        around = np.empty((grid_kernels.most_around(cells, plane.weight.size), 9), np.int32)
+        hidden = np.empty((cells, 9), np.int32)
         shape = np.array(plane.weight.shape)
         total = grid_kernels.find_cells(plane.order, start, plane.occupied, shape, place, around, hidden)
         return cls(place=place, order=plane.order, start=start, around=around[:total], hidden=hidden)
@@ -99,7 +101,7 @@ class StepwiseNetwork:
     """A network whose steps are shared one by one, with the products of libraries (network/library_products.py)."""
 
     def __init__(self, model: WaffleIron, dtype: torch.dtype, threads: int) -> None:
-        self._room, self._workers = Room(), Workers(threads)
+        self._room, self._workers = RoomOfThread(), Workers(threads)
         self._embedding = library_products.Embedding(model, dtype, self._room)
         self._layers = [
             (SpatialMix(spatial), library_products.ChannelMix(channel, dtype, self._room))

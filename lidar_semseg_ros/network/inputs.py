@@ -14,7 +14,7 @@ import numpy as np
 
 from lidar_semseg_ros.core.errors import UserError
 from lidar_semseg_ros.core.frame import UNLABELLED, LidarFrame, PointLabels
-from lidar_semseg_ros.network.parts import beside
+from lidar_semseg_ros.network.parts import awake, beside
 from lidar_semseg_ros.network.voxels import Voxels, neighbours_and_nearest, voxelise
 
 AXES = {"x": 0, "y": 1, "z": 2}
@@ -147,6 +147,11 @@ def prepare(frame: LidarFrame, config: InputConfig, max_points: int = 0) -> Netw
 
     max_points: if positive, of more points than that every so many-th is kept, in the order of their voxels.
     """
+    with awake():
+        return _prepared(frame, config, max_points)
+
+
+def _prepared(frame: LidarFrame, config: InputConfig, max_points: int) -> NetworkInput:
     measured, voxels, kept = _entering(frame, config)
     if 0 < max_points < len(kept):
         kept = kept[np.linspace(0, len(kept) - 1, max_points).astype(np.int64)]

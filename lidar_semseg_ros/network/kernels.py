@@ -49,6 +49,14 @@ def cell_numbers(voxel: np.ndarray, level: int, along_x: int, along_y: int) -> n
 
 
 @compiled
+def cells_along(highest: np.ndarray, level: int) -> tuple[int, int]:
+    """Give by how much numbers of cells grow along x and y where no voxel is beyond `highest`, (3,)."""
+    # One cell more than there are, which stays empty, so that none's neighbour is found at the other end of the grid.
+    of_y, of_z = (highest[1] >> level) + 2, (highest[2] >> level) + 2
+    return of_y * of_z, of_z
+
+
+@compiled
 def points_at(points: np.ndarray, rows: np.ndarray) -> np.ndarray:
     """Copy rows of points or voxels (N, 3); NumPy's take needs twice as long for rows so short."""
     taken = np.empty((len(rows), 3), points.dtype)
@@ -398,6 +406,7 @@ def search_neighbours(
     starts: np.ndarray,
     order: np.ndarray,
     points_3M: np.ndarray,
+    most: int,
     voxel: np.ndarray,
     voxel_size_m: float,
     low: np.ndarray,
@@ -407,12 +416,11 @@ def search_neighbours(
     """Find the nearest others of the points in the cells begin … end of a list; those of a cell share their candidates.
 
     numbers, starts: of the list (`runs_of_equal`). points_3M: (3, M) float64, by cell. order: (M,), which row of
-    `voxel`, (M, 3), and of `neighbours`, (M, K), each of them is. Rows that are settled already stay as they are, and
-    so do those that the cell and its neighbours do not settle.
+    `voxel`, (M, 3), and of `neighbours`, (M, K), each of them is. most: candidates of a cell (`most_candidates`). Rows
+    that are settled already stay as they are, and so do those that the cell and its neighbours do not settle.
     """
     count, size_m = neighbours.shape[1], voxel_size_m * (1 << level)
-    room = most_candidates(starts)
-    x, y, z, squared, rows = np.empty(room), np.empty(room), np.empty(room), np.empty(room), np.empty(room, np.int64)
+    x, y, z, squared, rows = np.empty(most), np.empty(most), np.empty(most), np.empty(most), np.empty(most, np.int64)
     chosen = np.empty(count + SPARE + 1, np.int64)
     at = columns_before(numbers[begin], along_x, along_y, numbers)
     for cell in range(begin, end):
@@ -450,6 +458,7 @@ def search_nearest(
     starts: np.ndarray,
     order: np.ndarray,
     points_3M: np.ndarray,
+    most: int,
     query_numbers: np.ndarray,
     query_starts: np.ndarray,
     query_order: np.ndarray,
@@ -463,12 +472,12 @@ def search_nearest(
 ) -> None:
     """Find the nearest point of each query in the cells begin … end of their list, -1 if none is nearer than limit_m.
 
-    numbers, starts, order, points_3M: as in `search_neighbours`; query_numbers, query_starts, query_order: the same of
-    queries (R, 3) float32, whose voxels, (R, 3), and answers, (R,), are in their own order. Answers that are settled
-    already stay as they are, and so do those that a cell and its neighbours do not settle.
+    numbers, starts, order, points_3M, most: as in `search_neighbours`; query_numbers, query_starts, query_order: the
+    same of queries (R, 3) float32, whose voxels, (R, 3), and answers, (R,), are in their own order. Answers that are
+    settled already stay as they are, and so do those that a cell and its neighbours do not settle.
     """
     size_m, limit = voxel_size_m * (1 << level), limit_m * limit_m
-    rows = np.empty(most_candidates(starts), np.int64)
+    rows = np.empty(most, np.int64)
     at = columns_before(query_numbers[begin], along_x, along_y, numbers)
     for cell in range(begin, end):
         these = query_order[query_starts[cell] : query_starts[cell + 1]]

@@ -16,7 +16,7 @@ from lidar_semseg_ros.network import grid_kernels, point_kernels
 from lidar_semseg_ros.network.inputs import NetworkInput
 from lidar_semseg_ros.network.waffleiron import WaffleIron
 from lidar_semseg_ros.network.weights import embedding_weights, epsilon_of, mix_weights
-from lidar_semseg_ros.network.workers import Room, as_array
+from lidar_semseg_ros.network.workers import RoomOfThread, as_array
 
 SAME_ROWS = 256
 """In bfloat16, factors have a multiple of so many rows: oneDNN compiles a product for every shape, and keeps it."""
@@ -28,7 +28,7 @@ class ChannelMix:
     In bfloat16, factors and products are rounded, the sums between them are not.
     """
 
-    def __init__(self, mix: Any, dtype: torch.dtype, room: Room) -> None:
+    def __init__(self, mix: Any, dtype: torch.dtype, room: RoomOfThread) -> None:
         (first, first_bias), (last, last_bias) = mix_weights(mix)
         self._first, self._last = (weight.t().to(dtype).contiguous() for weight in (first, last))
         self._first_bias, self._last_bias = first_bias.to(dtype), last_bias
@@ -72,7 +72,7 @@ class Embedding:
     In bfloat16 only the product with Wb is: 50 m is a quarter of a metre there, and Wf₂ costs next to nothing.
     """
 
-    def __init__(self, model: WaffleIron, dtype: torch.dtype, room: Room) -> None:
+    def __init__(self, model: WaffleIron, dtype: torch.dtype, room: RoomOfThread) -> None:
         weights = embedding_weights(model)
         of_points = weights.relative.t(), weights.shift, weights.point.t(), weights.bias
         self._of_points = [weight.contiguous().numpy() for weight in of_points]

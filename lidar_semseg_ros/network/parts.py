@@ -1,4 +1,4 @@
-"""Parts of a step that the cores share; NumPy and compiled code let the interpreter's lock go while they work."""
+"""Work that the cores share; NumPy and compiled code let the interpreter's lock go while they work."""
 
 from __future__ import annotations
 
@@ -14,10 +14,9 @@ from typing import TypeVar
 T = TypeVar("T")
 
 TURNS = itertools.count()
-"""So that several callers do not wait for the same helper."""
-NAPS = 100
-"""So often a helper naps before it looks whether the program ends."""
+"""So that several callers do not call for the same helper."""
 _here = threading.local()
+"""watch: the _Watch of a thread, where it has one."""
 
 
 def share(helpers: Sequence[ThreadPoolExecutor], edges: Sequence[int], step: Callable[[int, int], object]) -> None:
@@ -31,33 +30,22 @@ def share(helpers: Sequence[ThreadPoolExecutor], edges: Sequence[int], step: Cal
         while (part := next(parts)) < len(edges) - 1:
             step(edges[part], edges[part + 1])
 
-    futures: list[Future[None]] = []
-    try:
-        for helper in helpers[: max(len(edges) - 2, 0)]:
-            futures.append(helper.submit(work))
-        work()
-    finally:
-        # All of them, for none may go on while the next step begins; those that are not awake yet need not come.
-        faults = [future.exception() for future in futures if not future.cancel()]
-    for fault in faults:
-        if fault is not None:
-            raise fault
+    _in_caller_and(helpers[: max(len(edges) - 2, 0)], work)
 
 
 def together(work: Callable[[], object], threads: int | None = None) -> None:
     """Do the same work in the caller and in helpers: compiled code that shares its parts itself (network/crew.py).
 
-    It must be done when the caller is done with it, who waits for none that has not come by then. threads: at most so
-    many, None for all cores.
+    All parts are done when the caller's own run of it returns; helpers that come later find nothing to do. threads: at
+    most so many, None for all cores.
     """
     most = None if threads is None else threads - 1
     watch: _Watch | None = getattr(_here, "watch", None)
-    if watch is not None:
+    if watch is None:
+        _in_caller_and(helpers_of_all_cores()[:most], work)
+    else:
         watch.post(work, most)
         work()
-    else:
-        helpers = helpers_of_all_cores()[:most]
-        share(helpers, range(len(helpers) + 2), lambda begin, end: work())
 
 
 def beside(work: Callable[[], T]) -> Callable[[], T]:
@@ -88,27 +76,37 @@ def beside(work: Callable[[], T]) -> Callable[[], T]:
 
 @contextmanager
 def awake() -> Iterator[None]:
-    """Keep the helpers awake for what this thread shares by `together` and `beside` meanwhile.
+    """Keep the helpers awake for what this thread shares by `together` and `beside` meanwhile, if it does so soon.
 
     After a pause, a core that slept comes late by a millisecond and more: half of a step is done by then.
     """
-    _here.watch = watch = _Watch(helpers_of_all_cores())
+    _here.watch = watch = _Watch()
     try:
+        watch.call(helpers_of_all_cores())
         yield
+    except BaseException:
+        watch.end()
+        raise
+    else:
+        _raise_first(watch.end())
     finally:
         _here.watch = None
-        watch.end()
 
 
 class _Watch:
     """Helpers that look out for one work after the other."""
 
-    def __init__(self, helpers: Sequence[ThreadPoolExecutor]) -> None:
+    def __init__(self) -> None:
         from lidar_semseg_ros.network.crew import progress_of
 
         self._work: list[tuple[Callable[[], object] | None, int | None]] = []
         self._posted = progress_of(1)
-        self._futures = [helper.submit(self._keep, place) for place, helper in enumerate(helpers)]
+        self._futures: list[Future[object]] = []
+
+    def call(self, helpers: Sequence[ThreadPoolExecutor]) -> None:
+        """Let helpers come."""
+        for place, helper in enumerate(helpers):
+            self._futures.append(helper.submit(self._keep, place))
 
     def post(self, work: Callable[[], object] | None, most: int | None = None) -> None:
         """Let helpers do some work, at most so many of them."""
@@ -117,25 +115,44 @@ class _Watch:
         self._work.append((work, most))
         end_part(self._posted, 0)
 
-    def end(self) -> None:
-        """Let the helpers go, and wait for those that came; raises what failed in one."""
+    def end(self) -> list[BaseException]:
+        """Let the helpers go, and wait for those that came; tells what failed in them."""
         self.post(None)
-        faults = [future.exception() for future in self._futures if not future.cancel()]
-        for fault in faults:
-            if fault is not None:
-                raise fault
+        return _faults_of(self._futures)
 
     def _keep(self, place: int) -> None:
-        from lidar_semseg_ros.network.crew import come
+        from lidar_semseg_ros.network.crew import MOST_NAPS, come
 
         for number in itertools.count():
-            while not come(self._posted, 0, number + 1, NAPS):
-                pass
+            if not come(self._posted, 0, number + 1, MOST_NAPS):
+                return  # whoever called has been stopped before it could say so
             work, most = self._work[number]
             if work is None:
                 return
             if most is None or place < most:
                 work()
+
+
+def _in_caller_and(helpers: Sequence[ThreadPoolExecutor], work: Callable[[], object]) -> None:
+    futures = []
+    try:
+        for helper in helpers:
+            futures.append(helper.submit(work))
+        work()
+    finally:
+        # All of them, for none may go on while the next step begins; those that are not awake yet need not come.
+        faults = _faults_of(futures)
+    _raise_first(faults)
+
+
+def _faults_of(futures: Sequence[Future[object]]) -> list[BaseException]:
+    faults = [future.exception() for future in futures if not future.cancel()]
+    return [fault for fault in faults if fault is not None]
+
+
+def _raise_first(faults: Sequence[BaseException]) -> None:
+    for fault in faults:
+        raise fault
 
 
 def helpers_of_all_cores() -> list[ThreadPoolExecutor]:
@@ -146,8 +163,13 @@ def helpers_of_all_cores() -> list[ThreadPoolExecutor]:
 
 @cache
 def _helpers(count: int) -> list[ThreadPoolExecutor]:
-    return [ThreadPoolExecutor(1, thread_name_prefix="search") for _ in range(count)]
+    return [ThreadPoolExecutor(1, thread_name_prefix="helper") for _ in range(count)]
+
+
+def _forget_threads() -> None:
+    _helpers.cache_clear()
+    _here.watch = None
 
 
 if hasattr(os, "register_at_fork"):
-    os.register_at_fork(after_in_child=_helpers.cache_clear)  # where these threads are not
+    os.register_at_fork(after_in_child=_forget_threads)  # where these threads are not

@@ -58,7 +58,7 @@ def measured_ceilings(device: str, threads: int) -> Ceilings:
     import torch
 
     from lidar_semseg_ros.network.tiles import BIASED, packed, product, tiling_for
-    from lidar_semseg_ros.network.workers import Room, Workers, as_array, edges
+    from lidar_semseg_ros.network.workers import RoomOfThread, Workers, as_array, edges
 
     on_gpu, dice = device != "cpu", torch.Generator(device).manual_seed(0)
     workers = None if on_gpu else Workers(threads or torch.get_num_threads())
@@ -79,7 +79,7 @@ def measured_ceilings(device: str, threads: int) -> Ceilings:
     def products_per_s(dtype: torch.dtype) -> float:
         # Not ones: with numbers whose bits hardly change a GPU needs less power, and clocks higher.
         left, right = (torch.randn(size, width, generator=dice, device=device).to(dtype) for size in (rows, width))
-        amount, room = 2.0 * rows * width**2 * parts, Room()
+        amount, room = 2.0 * rows * width**2 * parts, RoomOfThread()
 
         def of_library(begin: int, end: int) -> None:
             torch.mm(left, right, out=room.take("product", left.shape, dtype) if workers else None)

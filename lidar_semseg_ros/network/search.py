@@ -16,6 +16,8 @@ from lidar_semseg_ros.network.kernels import (
     UNSETTLED,
     by_axis,
     cell_numbers,
+    cells_along,
+    most_candidates,
     points_at,
     runs_of_equal,
     search_nearest,
@@ -33,13 +35,14 @@ STEPS = 2 * len(LEVELS)
 class PointList(NamedTuple):
     """N points sorted by the cells of 2^level voxels along each axis in which they lie, M of them; see CellList.
 
-    filled: (1,), M + 1. numbers, starts: (N + 1,), of which M + 1 are filled. order: (N,). coordinates: float64.
+    totals: M + 1, and `most_candidates`. numbers, starts: (N + 1,), of which M + 1 are filled. order: (N,).
+    coordinates: (3, N) float64, by cell.
     """
 
     level: int
     along_x: int
     along_y: int
-    filled: np.ndarray
+    totals: np.ndarray
     numbers: np.ndarray
     starts: np.ndarray
     order: np.ndarray
@@ -47,7 +50,10 @@ class PointList(NamedTuple):
 
 
 class Queries(NamedTuple):
-    """Points whose nearest one is looked for, R of them: where they are, and room for a list of those that are open."""
+    """Points (R, 3) whose nearest one is looked for, and a list of all or of some of them; see CellList.
+
+    filled: (1,), M + 1. numbers, starts: (R + 1,), of which M + 1 are filled. order: (R,).
+    """
 
     xyz: np.ndarray
     voxel: np.ndarray
@@ -61,10 +67,9 @@ def room_for(points: int, highest: np.ndarray) -> tuple[PointList, ...]:
     """Give room for the lists of all LEVELS of points whose voxels are not beyond `highest` along an axis."""
     lists = []
     for level in LEVELS:
-        # One more than there are, which stays empty, so that no cell's neighbour is found at the other end of the grid.
-        _, of_y, of_z = ((int(most) >> level) + 2 for most in highest)
         space = (np.empty(points + 1, np.int64), np.empty(points + 1, np.int64), np.empty(points, np.int32))
-        lists.append(PointList(level, of_y * of_z, of_z, np.zeros(1, np.int64), *space, np.empty((3, points))))
+        totals = np.zeros(2, np.int64)
+        lists.append(PointList(level, *cells_along(highest, level), totals, *space, np.empty((3, points))))
     return tuple(lists)
 
 
@@ -82,7 +87,7 @@ def fill_list(xyz: np.ndarray, voxel: np.ndarray, points: PointList) -> None:
     numbers, starts = runs_of_equal(number, order)
     points.numbers[: len(numbers)], points.starts[: len(starts)] = numbers, starts
     points.order[:], points.coordinates[:] = order, by_axis(xyz, order)
-    points.filled[0] = len(numbers)
+    points.totals[0], points.totals[1] = len(numbers), most_candidates(starts)
 
 
 @compiled
@@ -101,9 +106,9 @@ def list_open(points: PointList, queries: Queries, nearest: np.ndarray) -> None:
 @compiled
 def cells_of_part(starts: np.ndarray, part: int) -> tuple[int, int]:
     """Choose cells that hold a PARTS-th of the points: from the first to behind the last."""
-    points, cells = starts[-1], len(starts) - 1
+    points = starts[-1]
     edges = np.searchsorted(starts, np.array([part * points // PARTS, (part + 1) * points // PARTS]))
-    return edges[0], cells if part == PARTS - 1 else edges[1]
+    return edges[0], edges[1]
 
 
 @compiled
@@ -121,10 +126,11 @@ def search(
     neighbours: np.ndarray,
     nearest: np.ndarray,
 ) -> None:
-    """Search for neighbours (V, K) of points (V, 3) and the nearest of them of queries (R, 3), all answers UNSETTLED.
+    """Search for neighbours (V, K) of points (V, 3), and for the one of these that is nearest to each query (R, 3).
 
-    lists: for the points, of `room_for`. all_queries: sorted by voxel. slack_m: by how much a point may lie beyond its
-    cell. An answer that needs cells larger than those of LEVELS stays UNSETTLED; other letters as in network/voxels.py.
+    Answers, of neighbours the first of each row, are UNSETTLED before, or known; those that need cells larger than
+    LEVELS has stay so. lists: for the points, of `room_for`. all_queries: sorted by voxel. slack_m: by how much a point
+    may lie beyond its cell. Others as in network/voxels.py.
     """
     step = 0
     part = begin_part(progress, step)
@@ -148,7 +154,8 @@ def search(
         part = begin_part(progress, step)
         while part < first + PARTS:
             points = lists[place + 1] if part < first else lists[place]
-            numbers, starts = points.numbers[: points.filled[0]], points.starts[: points.filled[0]]
+            filled, most = points.totals
+            numbers, starts = points.numbers[:filled], points.starts[:filled]
             query_numbers, query_starts = queries.numbers[: queries.filled[0]], queries.starts[: queries.filled[0]]
             begin, end = cells_of_part(starts, part) if part < first else cells_of_part(query_starts, part - first)
             if part < first and begin < end:
@@ -162,6 +169,7 @@ def search(
                     starts,
                     points.order,
                     points.coordinates,
+                    most,
                     voxel,
                     voxel_size_m,
                     low,
@@ -179,6 +187,7 @@ def search(
                     starts,
                     points.order,
                     points.coordinates,
+                    most,
                     query_numbers,
                     query_starts,
                     queries.order,

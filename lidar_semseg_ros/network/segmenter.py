@@ -24,7 +24,6 @@ from lidar_semseg_ros.core.packed import PackedCloud, packed_frame, point_labels
 from lidar_semseg_ros.core.sensor import SensorConfig, feeds_intensity, levelling, normalised
 from lidar_semseg_ros.network.backends import BACKENDS, PRECISIONS, Backend
 from lidar_semseg_ros.network.inputs import prepare, to_points
-from lidar_semseg_ros.network.parts import awake
 from lidar_semseg_ros.network.trial import trial_sweep
 
 if TYPE_CHECKING:
@@ -68,7 +67,9 @@ class SegmenterConfig:
         "of a trial sweep stay what they are, else float32",
         choices=PRECISIONS,
     )
-    threads: int = setting(0, "CPU threads of the network; 0 lets the library choose", minimum=0, maximum=1024)
+    threads: int = setting(
+        0, "CPU threads of the network, at most one a core; 0: the library's choice", minimum=0, maximum=1024
+    )
     min_score: float = setting(
         0.0, "points whose class probability is lower are left unlabelled", minimum=0.0, maximum=1.0, live=True
     )
@@ -162,11 +163,10 @@ class Segmenter:
     def _on_host(self, frame: LidarFrame, level_from_lidar: np.ndarray | None) -> tuple[PointLabels, float, float]:
         """Label a sweep, the host doing all but the network; when the inputs and when the logits were ready, in s."""
         inputs = self.description.inputs
-        with awake():
-            levelled = normalised(frame, self.config.input, inputs.sensor_height_m, level_from_lidar)
-            prepared = prepare(levelled, inputs, self.config.input.max_points)
-            ready = self.clock()
-            logits = self.backend.logits(prepared) if len(prepared) else np.empty((0, len(self.classes)), np.float32)
+        levelled = normalised(frame, self.config.input, inputs.sensor_height_m, level_from_lidar)
+        prepared = prepare(levelled, inputs, self.config.input.max_points)
+        ready = self.clock()
+        logits = self.backend.logits(prepared) if len(prepared) else np.empty((0, len(self.classes)), np.float32)
         self._require(bool(np.isfinite(logits).all()))
         computed = self.clock()
         return with_min_score(to_points(logits, prepared), self.config.min_score), ready, computed

@@ -16,7 +16,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from lidar_semseg_ros.network.crew import begin_part, end_part, progress_of, wait_for
-from lidar_semseg_ros.network.grid_kernels import centre_and_scale, compiled, convolve, find_cells, flatten
+from lidar_semseg_ros.network.grid_kernels import centre_and_scale, compiled, convolve, find_cells, flatten, most_around
 from lidar_semseg_ros.network.inputs import CroppedPlane, NetworkInput
 from lidar_semseg_ros.network.parts import together
 from lidar_semseg_ros.network.point_kernels import rounded
@@ -37,8 +37,6 @@ BLOCK_ROWS = 64
 PART_VALUES = 2**15
 """Rows times channels of a part of a step."""
 STEPS_PER_LAYER = 4
-MOST_AROUND = 9
-"""An occupied cell and its neighbours."""
 
 
 class EmbeddingArrays(NamedTuple):
@@ -82,7 +80,7 @@ class HeadArrays(NamedTuple):
 class PlaneArrays(NamedTuple):
     """What is known of a plane, and room for what `find_cells` finds.
 
-    shape: (height, width). occupied: (M,). order: (N,). start: (M + 1,). place: (N,). around: (9 M, 9), of which
+    shape: (height, width). occupied: (M,). order: (N,). start: (M + 1,). place: (N,). around: (…, 9), of which
     hidden_total[0] rows are filled. hidden: (M, 9).
     """
 
@@ -152,7 +150,11 @@ class TiledNetwork:
             self._head,
             *(array.numpy() for array in arrays),
         )
-        together(lambda: self._compute(*arguments), self._threads)
+        try:
+            together(lambda: self._compute(*arguments), self._threads)
+        except BaseException:
+            self._room = Room()  # for a helper may still write to this one
+            raise
 
 
 def required_tiling(width: int, dtype: torch.dtype) -> Tiling:
@@ -202,7 +204,7 @@ def plane_arrays(plane: CroppedPlane, number: int, room: Room) -> PlaneArrays:
         order=plane.order,
         start=np.append(plane.start, points),
         place=space("place", (points,), torch.int64),
-        around=space("around", (MOST_AROUND * cells, 9), torch.int32),
+        around=space("around", (most_around(cells, plane.weight.size), 9), torch.int32),
         hidden=space("hidden", (cells, 9), torch.int32),
         hidden_total=np.zeros(1, np.int64),
     )
@@ -363,7 +365,7 @@ def program(exact: Tiling, tiling: Tiling, of_head: Tiling, rounds: bool) -> Cal
         """Work on all steps; when any thread returns, the logits are written."""
         points, channels = tokens_NC.shape
         depth, outputs, count = len(layers.gain), logits_NO.shape[1], parts_of(neighbours_NK.shape[1], ROWS) * ROWS
-        # Before any part: a thread that finds no memory must not have begun one.
+        # Before any part: if there is no memory, the others need not wait for one that this thread has begun.
         difference_KI = np.empty((count, x_NI.shape[1]), np.float32)
         neighbour_KC = np.empty((count, channels), factor_type)
         most_rC, no_bias_C = np.empty((ROWS, channels), np.float32), np.zeros(channels, np.float32)

@@ -10,7 +10,7 @@ import numpy as np
 from lidar_semseg_ros.network.parts import together
 
 LEAST_SHARED = 1024
-"""So many points are worth waking a thread for."""
+"""So many points are worth another thread."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -34,38 +34,33 @@ class Voxels:
 
 
 class CellList(NamedTuple):
-    """Points sorted by the cells of 2^level voxels along each axis in which they lie (network/kernels.py).
+    """Points sorted by the cells in which they lie (network/kernels.py).
 
-    along_x, along_y: by how much numbers of cells grow along these axes. numbers: (M + 1,) of the occupied ones, the
-    last one is none. starts: (M + 1,), where the points of each begin in order: (R,), rows.
+    numbers: (M + 1,) of the occupied ones, the last one is none. starts: (M + 1,), where the points of each begin in
+    order: (R,), rows.
     """
 
-    level: int
-    along_x: int
-    along_y: int
     numbers: np.ndarray
     starts: np.ndarray
     order: np.ndarray
 
 
-def cells_of(voxel: np.ndarray, level: int, highest: np.ndarray) -> CellList:
-    """Sort points by cell; none of their voxels (R, 3) is beyond `highest` along an axis."""
-    from lidar_semseg_ros.network.kernels import cell_numbers, runs_of_equal, sorted_order
-
-    # One more than there are, which stays empty, so that no cell's neighbour is found at the other end of the grid.
-    _, of_y, of_z = ((int(most) >> level) + 2 for most in highest)
-    number = cell_numbers(voxel, level, of_y * of_z, of_z)
-    order = sorted_order(number)
-    return CellList(level, of_y * of_z, of_z, *runs_of_equal(number, order), order)
-
-
 def voxelise(xyz: np.ndarray, voxel_size_m: float) -> Voxels:
     """Sort (R ≥ 1, 3) float32 points by voxel; the lattice starts at their own minimum, as published."""
-    from lidar_semseg_ros.network.kernels import lowest, voxels_of
+    from lidar_semseg_ros.network.kernels import (
+        cell_numbers,
+        cells_along,
+        lowest,
+        runs_of_equal,
+        sorted_order,
+        voxels_of,
+    )
 
     low = lowest(xyz)
     voxel, highest = voxels_of(xyz, low, np.float32(voxel_size_m))
-    cells = cells_of(voxel, 0, highest)
+    number = cell_numbers(voxel, 0, *cells_along(highest, 0))
+    order = sorted_order(number)
+    cells = CellList(*runs_of_equal(number, order), order)
     return Voxels(xyz=xyz, voxel=voxel, cells=cells, low=low, highest=highest, voxel_size_m=voxel_size_m)
 
 
@@ -96,14 +91,7 @@ def neighbours_and_nearest(
         points,
         point_voxel,
         room_for(len(kept), voxels.highest),
-        Queries(
-            voxels.xyz,
-            voxels.voxel,
-            np.array([len(by_voxel.numbers)]),
-            by_voxel.numbers,
-            by_voxel.starts,
-            by_voxel.order,
-        ),
+        Queries(voxels.xyz, voxels.voxel, np.array([len(by_voxel.numbers)]), *by_voxel),
         room_for_queries(voxels.xyz, voxels.voxel),
         voxels.voxel_size_m,
         low,

@@ -48,8 +48,8 @@ class Workers:
         share(self._others, edges, step)
 
 
-class Room(threading.local):
-    """Arrays that are kept by name and made anew only when they must grow; each thread has its own."""
+class Room:
+    """Arrays that are kept by name and made anew only when they must grow."""
 
     def __init__(self) -> None:
         self._kept: dict[tuple[str, torch.dtype], Tensor] = {}
@@ -60,6 +60,10 @@ class Room(threading.local):
         if kept is None or kept.numel() < math.prod(shape):
             kept = self._kept[name, dtype] = torch.empty(int(math.prod(shape) * ROOM_TO_GROW), dtype=dtype)
         return kept[: math.prod(shape)].view(shape)
+
+
+class RoomOfThread(Room, threading.local):
+    """Arrays of which each thread has its own."""
 
 
 def as_array(x: Tensor) -> np.ndarray:

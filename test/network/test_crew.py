@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import threading
+import time
 from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
@@ -48,8 +49,9 @@ def test_one_waits_asleep_for_a_part_that_takes_long() -> None:
     progress = progress_of(1)
     begin_part(progress, 0)
     threading.Timer(0.3, lambda: end_part(progress, 0)).start()
+    before_s = time.thread_time()
     wait_for(progress, 0, 1)
-    assert progress[0, crew.DONE] == 1
+    assert progress[0, crew.DONE] == 1 and time.thread_time() - before_s < 0.15
 
 
 def test_waiting_for_what_does_not_come_ends() -> None:

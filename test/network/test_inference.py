@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import os
 import threading
 from dataclasses import replace
 from pathlib import Path
@@ -26,7 +27,7 @@ from lidar_semseg_ros.network.segmenter import Segmenter, SegmenterConfig
 from lidar_semseg_ros.network.tiles import Tiling
 from lidar_semseg_ros.network.trial import trial_sweep
 from lidar_semseg_ros.network.waffleiron import WaffleIronConfig, planes_of
-from lidar_semseg_ros.network.workers import Room, Workers
+from lidar_semseg_ros.network.workers import RoomOfThread, Workers
 
 INPUTS = InputConfig(
     voxel_size_m=0.1,
@@ -117,14 +118,18 @@ def test_the_published_preparation_needs_more_voxels_than_neighbours() -> None:
 
 @pytest.mark.parametrize("points", [1, 2, 17, 3000])
 @pytest.mark.parametrize("variant", ["waffleiron", "waffleiron with tiles"])
-def test_the_number_of_threads_does_not_change_the_last_bit(points: int, variant: str) -> None:
+def test_the_number_of_threads_does_not_change_the_last_bit(
+    points: int, variant: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(os, "sched_getaffinity", lambda _: set(range(5)), raising=False)
     model, prepared = random_network(VARIANTS[variant]), prepare(cloud(points), INPUTS)
-    alone, shared = (CpuWaffleIron(model, torch.float32, threads).logits(prepared) for threads in (1, 3))
+    alone, shared = (CpuWaffleIron(model, torch.float32, threads).logits(prepared) for threads in (1, 5))
     assert alone.shape == (len(prepared), 7) and torch.equal(alone, shared)
 
 
-def test_nothing_of_a_larger_sweep_is_left_in_a_smaller_one() -> None:
-    network = CpuWaffleIron(random_network(SMALL), torch.float32, threads=2)
+@pytest.mark.parametrize("variant", ["waffleiron", "waffleiron with tiles"])
+def test_nothing_of_a_larger_sweep_is_left_in_a_smaller_one(variant: str) -> None:
+    network = CpuWaffleIron(random_network(VARIANTS[variant]), torch.float32, threads=2)
     small, large = prepare(cloud(700), INPUTS), prepare(cloud(9000, seed=1), INPUTS)
     before = network.logits(small)
     network.logits(large)
@@ -181,7 +186,7 @@ def test_points_are_embedded_as_by_the_modules(width: int, neighbours: int, poin
     prepared = prepare(cloud(points), replace(INPUTS, neighbours=neighbours))
     tokens = torch.empty(len(prepared), width)
     with torch.inference_mode():
-        embedding = library_products.Embedding(model.requires_grad_(False), dtype, Room())
+        embedding = library_products.Embedding(model.requires_grad_(False), dtype, RoomOfThread())
         embedding.write(0, len(prepared), prepared, tokens)
         expected = model.embed(torch.from_numpy(prepared.features), torch.from_numpy(prepared.neighbours))
     assert (tokens - expected).abs().max() < (0.02 if dtype == torch.bfloat16 else 2e-5)
@@ -236,8 +241,9 @@ def test_the_shipped_model_labels_in_bfloat16_as_in_float32() -> None:
 
 
 @pytest.mark.parametrize("precision", ["float32", "bfloat16"])
-def test_memory_stays_flat_over_sweeps_of_changing_size(precision: str, tmp_path: Path) -> None:
-    model = str(saved(tmp_path / "m.safetensors", SMALL))
+@pytest.mark.parametrize("variant", ["waffleiron", "waffleiron with tiles"])
+def test_memory_stays_flat_over_sweeps_of_changing_size(precision: str, variant: str, tmp_path: Path) -> None:
+    model = str(saved(tmp_path / "m.safetensors", VARIANTS[variant]))
     segmenter = Segmenter(SegmenterConfig(model=model, device="cpu", precision=precision), tmp_path)
     sizes = np.random.default_rng(0).integers(500, 12000, 300)
     sizes[:10] = 12000

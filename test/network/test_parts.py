@@ -47,13 +47,13 @@ def test_a_forked_process_has_helpers_of_its_own(monkeypatch: pytest.MonkeyPatch
     assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 5
 
 
-def in_both(monkeypatch: pytest.MonkeyPatch) -> None:
+def with_two_cores(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(os, "sched_getaffinity", lambda _: {0, 1}, raising=False)
 
 
 @pytest.mark.parametrize("is_awake", [True, False])
 def test_all_cores_do_the_same_work_together(monkeypatch: pytest.MonkeyPatch, is_awake: bool) -> None:
-    in_both(monkeypatch)
+    with_two_cores(monkeypatch)
     both, threads = threading.Barrier(2), set()
 
     def meet() -> None:
@@ -68,7 +68,7 @@ def test_all_cores_do_the_same_work_together(monkeypatch: pytest.MonkeyPatch, is
 
 @pytest.mark.parametrize("is_awake", [True, False])
 def test_one_thread_works_alone(monkeypatch: pytest.MonkeyPatch, is_awake: bool) -> None:
-    in_both(monkeypatch)
+    with_two_cores(monkeypatch)
     threads = []
     with parts.awake() if is_awake else contextlib.nullcontext():
         for _ in range(20):
@@ -77,7 +77,7 @@ def test_one_thread_works_alone(monkeypatch: pytest.MonkeyPatch, is_awake: bool)
 
 
 def test_what_no_helper_has_begun_the_caller_does(monkeypatch: pytest.MonkeyPatch) -> None:
-    in_both(monkeypatch)
+    with_two_cores(monkeypatch)
     busy, free = threading.Event(), threading.Event()
     parts.helpers_of_all_cores()[0].submit(lambda: (busy.set(), free.wait(10)))
     assert busy.wait(10)
@@ -90,7 +90,7 @@ def test_what_no_helper_has_begun_the_caller_does(monkeypatch: pytest.MonkeyPatc
 
 
 def test_a_fault_of_a_helper_is_raised_when_the_work_ends(monkeypatch: pytest.MonkeyPatch) -> None:
-    in_both(monkeypatch)
+    with_two_cores(monkeypatch)
     both, caller = threading.Barrier(2), threading.get_ident()
 
     def fail() -> None:
@@ -103,8 +103,20 @@ def test_a_fault_of_a_helper_is_raised_when_the_work_ends(monkeypatch: pytest.Mo
     assert parts.beside(lambda: 7)() == 7
 
 
+def test_the_callers_fault_comes_before_those_of_helpers(monkeypatch: pytest.MonkeyPatch) -> None:
+    with_two_cores(monkeypatch)
+    both, caller = threading.Barrier(2), threading.get_ident()
+
+    def fail() -> None:
+        both.wait(10)
+        raise KeyError if threading.get_ident() == caller else MemoryError
+
+    with pytest.raises(KeyError), parts.awake():
+        parts.together(fail)
+
+
 def test_work_that_fails_lets_the_helpers_go(monkeypatch: pytest.MonkeyPatch) -> None:
-    in_both(monkeypatch)
+    with_two_cores(monkeypatch)
     with pytest.raises(KeyError), parts.awake():
         raise KeyError
     assert parts.helpers_of_all_cores()[0].submit(lambda: 7).result(10) == 7

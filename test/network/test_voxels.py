@@ -11,6 +11,8 @@ import numpy as np
 import pytest
 from scipy.spatial import cKDTree
 
+from lidar_semseg_ros.network import voxels
+from lidar_semseg_ros.network.parts import awake
 from lidar_semseg_ros.network.voxels import neighbours_and_nearest, voxelise
 
 VOXEL_M = 0.1
@@ -44,9 +46,9 @@ CLOUDS = {
 
 
 def kept_of(xyz: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    voxels = voxelise(xyz, VOXEL_M)
-    kept = voxels.first_rows()
-    return kept, *neighbours_and_nearest(voxels, kept, K, np.inf)
+    found = voxelise(xyz, VOXEL_M)
+    kept = found.first_rows()
+    return kept, *neighbours_and_nearest(found, kept, K, np.inf)
 
 
 @pytest.mark.parametrize("name", CLOUDS)
@@ -74,6 +76,17 @@ def test_neighbours_and_nearest_points_are_those_of_a_tree(name: str) -> None:
     assert np.allclose(np.linalg.norm((xyz[kept][nearest] - xyz).astype(np.float64), axis=1), distance, atol=1e-9)
 
 
+@pytest.mark.parametrize("name", ["dense", "sparse", "room", "clusters far apart"])
+def test_more_threads_than_cores_find_the_same(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    found = []
+    for cores in (1, 5):
+        monkeypatch.setattr(os, "sched_getaffinity", lambda _, cores=cores: set(range(cores)), raising=False)
+        monkeypatch.setattr(voxels, "LEAST_SHARED", 1)
+        with awake():
+            found.append(kept_of(CLOUDS[name]))
+    assert all(np.array_equal(alone, shared) for alone, shared in zip(*found, strict=True))
+
+
 def test_of_equally_far_points_any_are_neighbours_but_each_once() -> None:
     steps = np.arange(9, dtype=np.float32) * np.float32(0.25)
     lattice = np.stack(np.meshgrid(steps, steps, steps), axis=-1).reshape(-1, 3)
@@ -93,10 +106,10 @@ def test_points_that_repeat_one_another_share_a_voxel_and_its_point() -> None:
 
 def test_the_nearest_point_beyond_the_limit_is_none() -> None:
     xyz = np.float32([[0, 0, 0], [0.3, 0, 0], [0.301, 0, 0], [5, 0, 0]])
-    voxels = voxelise(xyz, VOXEL_M)
-    _, nearest = neighbours_and_nearest(voxels, np.array([0]), K, 0.3005)
+    found = voxelise(xyz, VOXEL_M)
+    _, nearest = neighbours_and_nearest(found, np.array([0]), K, 0.3005)
     assert nearest.tolist() == [0, 0, -1, -1]
-    _, nearest = neighbours_and_nearest(voxels, np.array([3]), K, np.inf)
+    _, nearest = neighbours_and_nearest(found, np.array([3]), K, np.inf)
     assert nearest.tolist() == [0, 0, 0, 0]
 
 
