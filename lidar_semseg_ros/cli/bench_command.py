@@ -161,7 +161,7 @@ def clouds(source: str, topic: str | None) -> Iterator[CloudContent]:
 
 
 def shares(figures: dict[str, Any], ceilings: Ceilings) -> dict[str, float]:
-    """Put the network's rates at the median beside the machine's."""
+    """Put the network's rates at the median beside the machine's, those of int8 beside its bfloat16."""
     on_device = figures.get("device_parts_ms")
     seconds = (on_device["network"] if on_device else figures["stages_ms"]["network"]["p50"]) / 1e3
     best = ceilings.float32_flops_per_s if figures["precision"] == "float32" else ceilings.bfloat16_flops_per_s

@@ -23,7 +23,7 @@ if TYPE_CHECKING:
     from lidar_semseg_ros.network.inference import Runner
     from lidar_semseg_ros.network.waffleiron import WaffleIron
 
-PRECISIONS = ("float32", "bfloat16", "float16", "auto")
+PRECISIONS = ("float32", "bfloat16", "float16", "int8", "auto")
 CPU = ["CPUExecutionProvider"]
 
 logger = logging.getLogger(__name__)
@@ -89,21 +89,19 @@ class TorchBackend:
         return f"PyTorch modules: {fault}" if fault else "Triton kernels, sweeps prepared by the host"
 
     def _chosen(self, model: WaffleIron, threads: int) -> tuple[str, Runner]:
-        """Take the precision that is faster and labels a trial sweep as float32 does; the same answer every time.
-
-        bfloat16 first, which cannot overflow; then float16, which is as fast on a GPU, and rounds less.
-        """
-        from lidar_semseg_ros.network.trial import LEAST_AGREEMENT, computes_bfloat16_faster, trial_sweep
+        """Take the precision that is faster and labels a trial sweep as float32 does; the same answer every time."""
+        from lidar_semseg_ros.network.trial import LEAST_AGREEMENT, faster_precisions, trial_sweep
 
         exact_runner = _runner(model, self.device, "float32", threads)
-        if not computes_bfloat16_faster(self.device, model.config.width):
+        faster = faster_precisions(self.device, model.config)
+        if not faster:
             return "float32", exact_runner
         inputs = self.description.inputs
         # A field of view may lie beside the sensor, where the trial sweep has no points.
         trial = prepare(trial_sweep(inputs), inputs)
         trial = trial if len(trial) else example_input(inputs)
         exact = exact_runner.logits(trial).argmax(1)
-        for precision in ("bfloat16", "float16") if self.device != "cpu" else ("bfloat16",):
+        for precision in faster:
             runner = _runner(model, self.device, precision, threads)
             logits = runner.logits(trial)
             agreement = (exact == logits.argmax(1)).float().mean().item() if logits.isfinite().all() else 0.0
@@ -128,6 +126,14 @@ def _runner(model: WaffleIron, device: str, precision: str, threads: int) -> Run
     from lidar_semseg_ros.network.inference import CpuWaffleIron
 
     dtype = getattr(torch, precision)
+    if precision == "int8":
+        from lidar_semseg_ros.network.tiled_network import fit
+
+        if device != "cpu" or not fit(model.config, dtype):
+            raise UserError(
+                "precision is int8, but that is for CPUs with VNNI and networks with ReLU of width 64, 128, …; device "
+                f"is {device}, the network has {model.config.activation} and width {model.config.width}; take auto"
+            )
     if device == "cpu":
         return CpuWaffleIron(model, dtype, threads or torch.get_num_threads())
     from lidar_semseg_ros.network.fused_network import CudaWaffleIron
@@ -222,6 +228,8 @@ def _check(session: InferenceSession, description: ModelDescription, path: Path)
 def _providers(device: str, precision: str, available: list[str], path: Path) -> list[Any]:
     kind, _, index = device.partition(":")
     on_gpu = {"device_id": int(index or 0)}
+    if precision == "int8":
+        raise UserError(f"precision is int8, which takes a .safetensors model and a CPU, but the model is {path.name}")
     trt: dict[str, Any] = on_gpu | {
         "trt_fp16_enable": precision == "float16",
         "trt_bf16_enable": precision == "bfloat16",

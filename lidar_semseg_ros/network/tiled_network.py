@@ -20,7 +20,21 @@ from lidar_semseg_ros.network.grid_kernels import centre_and_scale, compiled, co
 from lidar_semseg_ros.network.inputs import CroppedPlane, NetworkInput
 from lidar_semseg_ros.network.parts import together
 from lidar_semseg_ros.network.point_kernels import rounded
-from lidar_semseg_ros.network.tiles import ADDED, BIASED, HIGHEST, RECTIFIED, ROWS, Tiling, multiply, packed, tiling_for
+from lidar_semseg_ros.network.tiles import (
+    ADDED,
+    BIASED,
+    HIGHEST,
+    RECTIFIED,
+    ROWS,
+    Tiling,
+    byte_tiling_for,
+    multiply,
+    multiply_bytes,
+    packed,
+    packed_bytes,
+    tiling_for,
+    to_bytes,
+)
 from lidar_semseg_ros.network.waffleiron import WaffleIron, WaffleIronConfig
 from lidar_semseg_ros.network.weights import (
     embedding_weights,
@@ -40,20 +54,24 @@ STEPS_PER_LAYER = 4
 
 
 class EmbeddingArrays(NamedTuple):
-    """The weights of `embedding_weights`, products packed (network/tiles.py); bias, shift: (C,)."""
+    """The weights of `embedding_weights`, products packed (network/tiles.py); bias, shift, mix_gain: (C,).
+
+    mix_gain: what a byte of mix is worth, where these are bytes.
+    """
 
     point: np.ndarray
     bias: np.ndarray
     relative: np.ndarray
     shift: np.ndarray
     mix: np.ndarray
+    mix_gain: np.ndarray
     highest: np.ndarray
 
 
 class LayerArrays(NamedTuple):
     """The weights of L layers one behind the other: products packed, kernels (L, 9, C), epsilons (L,), others (L, C).
 
-    An epsilon is negative where no norm has anything to do on a token.
+    An epsilon is negative where no norm has anything to do on a token. last_gain: as mix_gain, of last.
     """
 
     spatial_epsilon: np.ndarray
@@ -67,6 +85,7 @@ class LayerArrays(NamedTuple):
     first: np.ndarray
     first_mix_bias: np.ndarray
     last: np.ndarray
+    last_gain: np.ndarray
     last_mix_bias: np.ndarray
 
 
@@ -96,29 +115,46 @@ class PlaneArrays(NamedTuple):
 
 def fit(config: WaffleIronConfig, dtype: torch.dtype) -> bool:
     """Tell whether a network can be had here; exact GELU is left to PyTorch, which has vectors for it."""
-    return config.activation == "relu" and config.head != "mlp" and tiling_for(config.width, dtype) is not None
+    tiling = byte_tiling_for(config.width) if dtype == torch.int8 else tiling_for(config.width, dtype)
+    return config.activation == "relu" and config.head != "mlp" and tiling is not None
 
 
 class TiledNetwork:
-    """The weights of a network that fits, and the function that computes with them."""
+    """The weights of a network that fits, and the function that computes with them.
+
+    dtype: of the factors of C × C products; int8: of those that are not negative, the others are bfloat16 where the
+    processor has it.
+    """
 
     def __init__(self, model: WaffleIron, dtype: torch.dtype, threads: int) -> None:
-        exact, tiling = (required_tiling(model.config.width, kind) for kind in (torch.float32, dtype))
+        width, in_bytes = model.config.width, dtype == torch.int8
+        if in_bytes:
+            dtype = torch.bfloat16 if tiling_for(width, torch.bfloat16) is not None else torch.float32
+        exact, tiling = (required_tiling(width, kind) for kind in (torch.float32, dtype))
+
+        def behind_relu(weight: Tensor) -> tuple[np.ndarray, np.ndarray]:
+            of_bytes = byte_tiling_for(width)
+            if in_bytes and of_bytes is not None:
+                return packed_bytes(weight.t(), of_bytes)
+            return packed(weight.t(), tiling, dtype), np.ones(width, np.float32)
+
         of_head = Tiling(exact.lanes, 1)
         embedding = embedding_weights(model)
         point, relative, highest = (
             packed(weight.t(), exact, torch.float32)
             for weight in (embedding.point, embedding.relative, embedding.highest)
         )
+        mix, mix_gain = behind_relu(embedding.mix)
         self._embedding = EmbeddingArrays(
             point=point,
             bias=embedding.bias.numpy(),
             relative=relative,
             shift=embedding.shift.numpy(),
-            mix=packed(embedding.mix.t(), tiling, dtype),
+            mix=mix,
+            mix_gain=mix_gain,
             highest=highest,
         )
-        self._layers = layer_arrays(model, tiling, dtype)
+        self._layers = layer_arrays(model, lambda weight: packed(weight.t(), tiling, dtype), behind_relu)
         weight, bias = head_weights(model)
         beyond = -len(weight) % of_head.columns
         self._head = HeadArrays(
@@ -126,7 +162,8 @@ class TiledNetwork:
             F.pad(bias, (0, beyond)).numpy(),
         )
         self._depth, self._width, self._room, self._threads = model.config.depth, model.config.width, Room(), threads
-        self._compute = program(exact, tiling, of_head, dtype == torch.bfloat16)
+        of_bytes = byte_tiling_for(width) if in_bytes else None
+        self._compute = program(exact, tiling, of_head, of_bytes, dtype == torch.bfloat16)
 
     def write(self, prepared: NetworkInput, logits: Tensor) -> None:
         """Write logits (N, outputs)."""
@@ -165,14 +202,16 @@ def required_tiling(width: int, dtype: torch.dtype) -> Tiling:
     return tiling
 
 
-def layer_arrays(model: WaffleIron, tiling: Tiling, dtype: torch.dtype) -> LayerArrays:
-    """Put the weights of all layers together."""
+def layer_arrays(
+    model: WaffleIron,
+    as_first: Callable[[Tensor], np.ndarray],
+    as_last: Callable[[Tensor], tuple[np.ndarray, np.ndarray]],
+) -> LayerArrays:
+    """Put the weights of all layers together; as_first, as_last: how those of a channel mix are packed."""
     layers = []
     mixes: Any = zip(model.waffleiron.spatial_mix, model.waffleiron.channel_mix)
     for spatial, channel in mixes:
-        first_mix, last_mix = (
-            (packed(weight.t(), tiling, dtype), bias.numpy()) for weight, bias in mix_weights(channel)
-        )
+        (first_weight, first_bias), (last_weight, last_bias) = mix_weights(channel)
         spatial_mix = [
             *gain_and_shift(spatial.norm),
             *kernel_and_bias(spatial.ffn[0]),
@@ -183,8 +222,10 @@ def layer_arrays(model: WaffleIron, tiling: Tiling, dtype: torch.dtype) -> Layer
                 np.float64(epsilon_of(spatial.norm)),
                 *(weight.numpy() for weight in spatial_mix),
                 np.float64(epsilon_of(channel.norm)),
-                *first_mix,
-                *last_mix,
+                as_first(first_weight),
+                first_bias.numpy(),
+                *as_last(last_weight),
+                last_bias.numpy(),
             ]
         )
     return LayerArrays(*(np.stack(arrays) for arrays in zip(*layers)))
@@ -211,6 +252,16 @@ def plane_arrays(plane: CroppedPlane, number: int, room: Room) -> PlaneArrays:
 
 
 @compiled
+def subtract(i: int, x_NI: np.ndarray, neighbours_NK: np.ndarray, difference_KI: np.ndarray) -> None:
+    """Write the differences of a point's neighbours to it, the last one's again, which changes no maximum."""
+    last = neighbours_NK.shape[1] - 1
+    for k in range(len(difference_KI)):
+        j = neighbours_NK[i, min(k, last)]
+        for f in range(x_NI.shape[1]):
+            difference_KI[k, f] = x_NI[j, f] - x_NI[i, f]
+
+
+@compiled
 def embed(
     lanes: int,
     vectors: int,
@@ -231,60 +282,131 @@ def embed(
 
     lanes, vectors: the tiling of float32. mix_lanes, mix_vectors: of the product with Wb, whose factors hidden_KC are.
     """
-    inputs, count, last = x_NI.shape[1], len(difference_KI), neighbours_NK.shape[1] - 1
     for first in range(begin, end, ROWS):
-        points = slice(first, min(first + ROWS, end))
+        last = min(first + ROWS, end)
         most_rC[:] = -np.inf
-        for i in range(points.start, points.stop):
-            for k in range(count):
-                j = neighbours_NK[i, min(k, last)]  # the last again, which does not change the maximum
-                for f in range(inputs):
-                    difference_KI[k, f] = x_NI[j, f] - x_NI[i, f]
+        for i in range(first, last):
+            subtract(i, x_NI, neighbours_NK, difference_KI)
             multiply(lanes, vectors, RECTIFIED, difference_KI, weights.relative, weights.shift, hidden_KC)
             most_1C = most_rC[i - first : i - first + 1]
             multiply(mix_lanes, mix_vectors, HIGHEST, hidden_KC, weights.mix, no_bias_C, most_1C)
-        multiply(lanes, vectors, BIASED, x_NI[points], weights.point, weights.bias, tokens_NC[points])
-        most_nC = most_rC[: points.stop - first]
-        multiply(lanes, vectors, ADDED, most_nC, weights.highest, no_bias_C, tokens_NC[points])
+        finish_embedding(lanes, vectors, x_NI[first:last], most_rC, no_bias_C, weights, tokens_NC[first:last])
+
+
+@compiled
+def embed_in_bytes(
+    lanes: int,
+    vectors: int,
+    mix_lanes: int,
+    mix_vectors: int,
+    begin: int,
+    end: int,
+    x_NI: np.ndarray,
+    neighbours_NK: np.ndarray,
+    weights: EmbeddingArrays,
+    difference_KI: np.ndarray,
+    hidden_KC: np.ndarray,
+    bytes_KC: np.ndarray,
+    gain_K: np.ndarray,
+    most_rC: np.ndarray,
+    no_bias_C: np.ndarray,
+    tokens_NC: np.ndarray,
+) -> None:
+    """Do what `embed` does, with bytes as factors of the product with Wb; a point's neighbours have one gain."""
+    for first in range(begin, end, ROWS):
+        last = min(first + ROWS, end)
+        most_rC[:] = -np.inf
+        for i in range(first, last):
+            subtract(i, x_NI, neighbours_NK, difference_KI)
+            multiply(lanes, vectors, RECTIFIED, difference_KI, weights.relative, weights.shift, hidden_KC)
+            gain_K[:] = to_bytes(hidden_KC, bytes_KC)
+            of_weight, most_1C = weights.mix_gain, most_rC[i - first : i - first + 1]
+            multiply_bytes(
+                mix_lanes, mix_vectors, HIGHEST, bytes_KC, gain_K, weights.mix, of_weight, no_bias_C, most_1C
+            )
+        finish_embedding(lanes, vectors, x_NI[first:last], most_rC, no_bias_C, weights, tokens_NC[first:last])
+
+
+@compiled
+def finish_embedding(
+    lanes: int,
+    vectors: int,
+    x_nI: np.ndarray,
+    most_rC: np.ndarray,
+    no_bias_C: np.ndarray,
+    weights: EmbeddingArrays,
+    tokens_nC: np.ndarray,
+) -> None:
+    """Write tokens from points and from what is highest among their neighbours."""
+    multiply(lanes, vectors, BIASED, x_nI, weights.point, weights.bias, tokens_nC)
+    multiply(lanes, vectors, ADDED, most_rC[: len(x_nI)], weights.highest, no_bias_C, tokens_nC)
+
+
+@compiled
+def inflate_and_normalise(
+    cells_MC: np.ndarray,
+    place_n: np.ndarray,
+    epsilon: float,
+    rounds: bool,
+    tokens_nC: np.ndarray,
+    factor_nC: np.ndarray,
+) -> None:
+    """Add to tokens the rows `place_n` of cells_MC, their cells, and write the first factor of their channel mix."""
+    channels = tokens_nC.shape[1]
+    for i in range(len(tokens_nC)):
+        source = place_n[i]
+        for c in range(channels):
+            tokens_nC[i, c] += cells_MC[source, c]
+        centre, scale = np.float32(0), np.float32(1)
+        if epsilon >= 0:
+            centre, scale = centre_and_scale(tokens_nC[i], epsilon)
+        if rounds:
+            for c in range(channels):
+                factor_nC[i, c] = rounded((tokens_nC[i, c] - centre) * scale)
+        else:
+            for c in range(channels):
+                factor_nC[i, c] = (tokens_nC[i, c] - centre) * scale
 
 
 @compiled
 def mix_channels(
     lanes: int,
     vectors: int,
-    rounds: bool,
     layer: int,
-    begin: int,
-    end: int,
-    cells_MC: np.ndarray,
-    place_N: np.ndarray,
     weights: LayerArrays,
-    factor_rC: np.ndarray,
+    factor_nC: np.ndarray,
     hidden_rC: np.ndarray,
-    tokens_NC: np.ndarray,
+    tokens_nC: np.ndarray,
 ) -> None:
-    """Add to at most BLOCK_ROWS tokens begin … end what their cells hold, and replace them by those of the next layer.
-
-    place: the row of `cells_MC` that is the cell of each token. Factors are rounded if that is wanted.
-    """
-    rows, channels, epsilon = end - begin, tokens_NC.shape[1], weights.channel_epsilon[layer]
-    tokens_rC = tokens_NC[begin:end]
-    for i in range(rows):
-        source = place_N[begin + i]
-        for c in range(channels):
-            tokens_rC[i, c] += cells_MC[source, c]
-        centre, scale = np.float32(0), np.float32(1)
-        if epsilon >= 0:
-            centre, scale = centre_and_scale(tokens_rC[i], epsilon)
-        if rounds:
-            for c in range(channels):
-                factor_rC[i, c] = rounded((tokens_rC[i, c] - centre) * scale)
-        else:
-            for c in range(channels):
-                factor_rC[i, c] = (tokens_rC[i, c] - centre) * scale
+    """Replace at most BLOCK_ROWS tokens by those of the next layer."""
     first_bias_C, last_bias_C = weights.first_mix_bias[layer], weights.last_mix_bias[layer]
-    multiply(lanes, vectors, RECTIFIED, factor_rC[:rows], weights.first[layer], first_bias_C, hidden_rC)
-    multiply(lanes, vectors, ADDED, hidden_rC[:rows], weights.last[layer], last_bias_C, tokens_rC)
+    multiply(lanes, vectors, RECTIFIED, factor_nC, weights.first[layer], first_bias_C, hidden_rC)
+    multiply(lanes, vectors, ADDED, hidden_rC[: len(factor_nC)], weights.last[layer], last_bias_C, tokens_nC)
+
+
+@compiled
+def mix_channels_in_bytes(
+    lanes: int,
+    vectors: int,
+    byte_lanes: int,
+    byte_vectors: int,
+    layer: int,
+    weights: LayerArrays,
+    factor_nC: np.ndarray,
+    hidden_rC: np.ndarray,
+    bytes_rC: np.ndarray,
+    gain_r: np.ndarray,
+    tokens_nC: np.ndarray,
+) -> None:
+    """Do what `mix_channels` does, with bytes as factors of the second product; each row has its gain."""
+    first_bias_C, last_bias_C = weights.first_mix_bias[layer], weights.last_mix_bias[layer]
+    multiply(lanes, vectors, RECTIFIED, factor_nC, weights.first[layer], first_bias_C, hidden_rC)
+    for i in range(len(factor_nC)):
+        gain_r[i] = to_bytes(hidden_rC[i : i + 1], bytes_rC[i : i + 1])
+    bytes_nC, of_weight = bytes_rC[: len(factor_nC)], weights.last_gain[layer]
+    multiply_bytes(
+        byte_lanes, byte_vectors, ADDED, bytes_nC, gain_r, weights.last[layer], of_weight, last_bias_C, tokens_nC
+    )
 
 
 @compiled
@@ -342,10 +464,14 @@ def convolve_all(
 
 
 @cache
-def program(exact: Tiling, tiling: Tiling, of_head: Tiling, rounds: bool) -> Callable[..., None]:
-    """Make `compute` for tiles: those of products in float32, of those with factors rounded or not, and of the head."""
+def program(
+    exact: Tiling, tiling: Tiling, of_head: Tiling, of_bytes: Tiling | None, rounds: bool
+) -> Callable[..., None]:
+    """Make `compute` for tiles: of products in float32, with factors rounded or not, of the head, and of bytes."""
     (lanes, vectors), (mix_lanes, mix_vectors), (head_lanes, head_vectors) = exact, tiling, of_head
+    in_bytes, (byte_lanes, byte_vectors) = of_bytes is not None, of_bytes or tiling
     factor_type = np.int16 if rounds else np.float32
+    hidden_type = np.float32 if in_bytes else factor_type
 
     @compiled
     def compute(
@@ -367,10 +493,12 @@ def program(exact: Tiling, tiling: Tiling, of_head: Tiling, rounds: bool) -> Cal
         depth, outputs, count = len(layers.gain), logits_NO.shape[1], parts_of(neighbours_NK.shape[1], ROWS) * ROWS
         # Before any part: if there is no memory, the others need not wait for one that this thread has begun.
         difference_KI = np.empty((count, x_NI.shape[1]), np.float32)
-        neighbour_KC = np.empty((count, channels), factor_type)
+        neighbour_KC = np.empty((count, channels), hidden_type)
         most_rC, no_bias_C = np.empty((ROWS, channels), np.float32), np.zeros(channels, np.float32)
         factor_rC = np.empty((BLOCK_ROWS, channels), factor_type)
-        hidden_rC = np.empty((BLOCK_ROWS, channels), factor_type)
+        hidden_rC = np.empty((BLOCK_ROWS, channels), hidden_type)
+        most_bytes = max(count, BLOCK_ROWS)
+        bytes_rC, gain_r = np.empty((most_bytes, channels), np.uint8), np.empty(most_bytes, np.float32)
         logits_rO = np.empty((BLOCK_ROWS, len(head.bias)), np.float32)
         rows = max(PART_VALUES // (channels * BLOCK_ROWS), 1) * BLOCK_ROWS
         cells, to_embed = max(rows // 4, 1), max(rows // (4 * count), 1) * ROWS
@@ -385,22 +513,43 @@ def program(exact: Tiling, tiling: Tiling, of_head: Tiling, rounds: bool) -> Cal
                 )
             else:
                 begin = (part - len(planes)) * to_embed
-                embed(
-                    lanes,
-                    vectors,
-                    mix_lanes,
-                    mix_vectors,
-                    begin,
-                    min(begin + to_embed, points),
-                    x_NI,
-                    neighbours_NK,
-                    embedding,
-                    difference_KI,
-                    neighbour_KC,
-                    most_rC,
-                    no_bias_C,
-                    tokens_NC,
-                )
+                end = min(begin + to_embed, points)
+                if in_bytes:
+                    embed_in_bytes(
+                        lanes,
+                        vectors,
+                        byte_lanes,
+                        byte_vectors,
+                        begin,
+                        end,
+                        x_NI,
+                        neighbours_NK,
+                        embedding,
+                        difference_KI,
+                        neighbour_KC,
+                        bytes_rC[:count],
+                        gain_r[:count],
+                        most_rC,
+                        no_bias_C,
+                        tokens_NC,
+                    )
+                else:
+                    embed(
+                        lanes,
+                        vectors,
+                        mix_lanes,
+                        mix_vectors,
+                        begin,
+                        end,
+                        x_NI,
+                        neighbours_NK,
+                        embedding,
+                        difference_KI,
+                        neighbour_KC,
+                        most_rC,
+                        no_bias_C,
+                        tokens_NC,
+                    )
             end_part(progress, step)
             part = begin_part(progress, step)
         wait_for(progress, step, parts)
@@ -422,23 +571,31 @@ def program(exact: Tiling, tiling: Tiling, of_head: Tiling, rounds: bool) -> Cal
             while part < parts:
                 for begin in range(part * rows, min((part + 1) * rows, points), BLOCK_ROWS):
                     end = min(begin + BLOCK_ROWS, points)
-                    mix_channels(
-                        mix_lanes,
-                        mix_vectors,
-                        rounds,
-                        layer,
-                        begin,
-                        end,
-                        mixed_MC,
-                        plane.place,
-                        layers,
-                        factor_rC,
-                        hidden_rC,
-                        tokens_NC,
+                    tokens_nC, factor_nC, place_n = (
+                        tokens_NC[begin:end],
+                        factor_rC[: end - begin],
+                        plane.place[begin:end],
                     )
+                    epsilon = layers.channel_epsilon[layer]
+                    inflate_and_normalise(mixed_MC, place_n, epsilon, rounds, tokens_nC, factor_nC)
+                    if in_bytes:
+                        mix_channels_in_bytes(
+                            mix_lanes,
+                            mix_vectors,
+                            byte_lanes,
+                            byte_vectors,
+                            layer,
+                            layers,
+                            factor_nC,
+                            hidden_rC,
+                            bytes_rC,
+                            gain_r,
+                            tokens_nC,
+                        )
+                    else:
+                        mix_channels(mix_lanes, mix_vectors, layer, layers, factor_nC, hidden_rC, tokens_nC)
                     if layer == depth - 1:
-                        tokens_rC = tokens_NC[begin:end]
-                        multiply(head_lanes, head_vectors, BIASED, tokens_rC, head.weight, head.bias, logits_rO)
+                        multiply(head_lanes, head_vectors, BIASED, tokens_nC, head.weight, head.bias, logits_rO)
                         logits_NO[begin:end] = logits_rO[: end - begin, :outputs]
                 end_part(progress, step)
                 part = begin_part(progress, step)

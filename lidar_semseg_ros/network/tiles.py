@@ -6,6 +6,8 @@ numba brings, is told the innermost step of a product: a tile of a few rows and 
 registers while one factor after the other is added to them, and which is finished before it is written.
 
 bfloat16 is held as in network/point_kernels.py. Its products are of two factors at a time, so weights lie in pairs.
+Factors that are not negative, as behind a ReLU, can be bytes: shares of the largest of their row. Their products with
+bytes that have a sign are of four factors at a time, and sums are whole numbers until they are finished.
 """
 
 from __future__ import annotations
@@ -31,6 +33,10 @@ ROWS = 4
 BIASED, ADDED, RECTIFIED, HIGHEST = 0, 1, 2, 4
 """What is done besides x·W + b: add what is there; ReLU; only keep the largest of the rows, and of it and what is
 there."""
+
+MOST_BYTE, MOST_SIGNED = 255, 127
+LEAST = np.float32(1e-30)
+"""What is smaller counts as nothing when it becomes bytes."""
 
 FLOAT, BITS, WORD, SIZE = ir.FloatType(), ir.IntType(16), ir.IntType(32), ir.IntType(64)
 
@@ -64,6 +70,15 @@ def tiling_for(width: int, dtype: torch.dtype) -> Tiling | None:
     return known if known is not None and width % known.columns == 0 else None
 
 
+def byte_tiling_for(width: int) -> Tiling | None:
+    """Choose the tiles of products of bytes; None where the processor has none (VNNI), or matrix units beside them."""
+    features = processor_features()
+    if "+amx-bf16" in features:
+        return None
+    known = Tiling(16, 4) if "+avx512vnni" in features else Tiling(8, 2) if "+avxvnni" in features else None
+    return known if known is not None and width % known.columns == 0 else None
+
+
 def processor_features() -> frozenset[str]:
     """List what numba compiles for, each as +feature or -feature."""
     return frozenset(cpu_target.target_context.codegen().magic_tuple()[2].split(","))
@@ -76,6 +91,28 @@ def packed(weight_KC: Tensor, tiling: Tiling, dtype: torch.dtype) -> np.ndarray:
         pairs = panels.unflatten(1, (-1, 2)).transpose(2, 3).to(dtype)
         return pairs.contiguous().view(torch.int16).numpy()
     return panels.contiguous().numpy()
+
+
+def packed_bytes(weight_KC: Tensor, tiling: Tiling) -> tuple[np.ndarray, np.ndarray]:
+    """Round weights to bytes, K a multiple of 4: (C / columns, K / 4, columns, 4) int8, and what one is worth, (C,)."""
+    gain_C = weight_KC.abs().amax(0).clamp(min=1e-30) / MOST_SIGNED
+    fours = (weight_KC / gain_C).round().unflatten(1, (-1, tiling.columns)).transpose(0, 1).unflatten(1, (-1, 4))
+    return fours.transpose(2, 3).to(torch.int8).contiguous().numpy(), gain_C.numpy()
+
+
+@compiled
+def to_bytes(values_nK: np.ndarray, bytes_nK: np.ndarray) -> np.float32:
+    """Round values that are not negative to bytes of the same gain, which is returned; NaN where one is not finite."""
+    values, rounded_values = values_nK.reshape(-1), bytes_nK.reshape(-1)
+    bits, most = values.view(np.int32), np.int32(0)  # of which the maximum is quicker
+    for i in range(len(bits)):
+        one = bits[i] & np.int32(0x7FFFFFFF)  # without the sign of -0; a NaN is larger than all
+        most = np.int32(one) if one > most else most
+    largest = np.int32(most).view(np.float32)
+    share = np.float32(MOST_BYTE) / largest if LEAST < largest < np.inf else np.float32(0)
+    for i in range(len(values)):
+        rounded_values[i] = np.uint8(values[i] * share + np.float32(0.5))
+    return largest / np.float32(MOST_BYTE) if largest < np.inf else np.float32(np.nan)
 
 
 @intrinsic(prefer_literal=True)
@@ -127,6 +164,50 @@ def tile(
 ARRAY_PLACES = {"factor": 4, "weight": 6, "bias": 8, "out": 9}
 
 
+@intrinsic(prefer_literal=True)
+def byte_tile(
+    _: Any,
+    lanes: Any,
+    vectors: Any,
+    rows: Any,
+    form: Any,
+    factor: Any,
+    row: Any,
+    weight: Any,
+    panel: Any,
+    bias: Any,
+    out: Any,
+    out_row: Any,
+    factor_gain: Any,
+    weight_gain: Any,
+) -> Any:
+    """Compute one tile as `tile` does, of bytes: factor uint8, weight int8, and what one of each is worth, float32.
+
+    factor_gain: (n,), of a row, HIGHEST: of all rows of the tile. weight_gain: (C,).
+    """
+    if not all(isinstance(one, types.IntegerLiteral) for one in (lanes, vectors, rows, form)):
+        raise TypingError("lanes, vectors, rows and form of a tile are constants")
+    kinds = (types.uint8, types.int8, types.float32, types.float32, types.float32, types.float32)
+    for array, known in zip((factor, weight, bias, out, factor_gain, weight_gain), kinds):
+        if array.layout != "C" or array.dtype != known:
+            raise TypingError(f"a tile of bytes takes contiguous {known}, but got {array}")
+    shape = Tiling(lanes.literal_value, vectors.literal_value)
+    signature = types.void(
+        lanes, vectors, rows, form, factor, row, weight, panel, bias, out, out_row, factor_gain, weight_gain
+    )
+
+    def generate(context: Any, builder: ir.IRBuilder, signature: Any, arguments: Any) -> Any:
+        places = ARRAY_PLACES | {"factor_gain": 11, "weight_gain": 12}
+        arrays = {name: context.make_array(signature.args[place]) for name, place in places.items()}
+        views = {name: make(context, builder, arguments[places[name]]) for name, make in arrays.items()}
+        _ByteTile(builder, shape, rows.literal_value, form.literal_value, rounds_factor=True, rounds_out=False).write(
+            views, row=arguments[5], panel=arguments[7], out_row=arguments[10]
+        )
+        return context.get_dummy_value()
+
+    return signature, generate
+
+
 class _Tile:
     """The instructions of one tile."""
 
@@ -135,24 +216,13 @@ class _Tile:
     ) -> None:
         self.builder, self.shape, self.rows, self.form = builder, shape, rows, form
         self.rounds_factor, self.rounds_out = rounds_factor, rounds_out
-        self.vector = ir.VectorType(FLOAT, shape.lanes)
+        self.vector = self.sum = ir.VectorType(FLOAT, shape.lanes)
 
     def write(self, views: dict[str, Any], row: ir.Value, panel: ir.Value, out_row: ir.Value) -> None:
         """Start from the bias, add the products of one factor, or of two, after the other, and finish."""
-        factor, weight, bias, out = (views[name] for name in ARRAY_PLACES)
-        builder = self.builder
-        first = builder.mul(panel, SIZE(self.shape.columns))
-        columns = [builder.add(first, SIZE(v * self.shape.lanes)) for v in range(self.shape.vectors)]
-        start = [self._vector_at(self._address(bias, [column])) for column in columns]
-        out_rows = [builder.add(out_row, SIZE(r)) for r in range(1 if self.form & HIGHEST else self.rows)]
-        places = [[self._address(out, [one, column]) for column in columns] for one in out_rows]
-        sums = [list(start) for _ in range(self.rows)]
-        if self.form & ADDED:
-            sums = [[builder.fadd(x, self._vector_at(at)) for x, at in zip(start, there)] for there in places]
-        factor_rows = [self._address(factor, [builder.add(row, SIZE(r)), SIZE(0)]) for r in range(self.rows)]
-        panel_start = self._address(weight, [panel, *[SIZE(0)] * (len(weight.strides.type) - 1)])
-        steps = builder.extract_value(weight.shape, 1)
-        sums = self._summed(sums, factor_rows, panel_start, steps)
+        columns = self._columns(panel)
+        places = self._places(views["out"], out_row, columns)
+        sums = self._summed(self._start(views["bias"], columns, places), views, row, panel)
         if self.form & RECTIFIED:
             sums = [[self._larger(ir.Constant(self.vector, [0.0] * self.shape.lanes), x) for x in one] for one in sums]
         if self.form & HIGHEST:
@@ -161,16 +231,35 @@ class _Tile:
             for value, at in zip(values, there):
                 self._store(value, at)
 
+    def _columns(self, panel: ir.Value) -> list[ir.Value]:
+        first = self.builder.mul(panel, SIZE(self.shape.columns))
+        return [self.builder.add(first, SIZE(v * self.shape.lanes)) for v in range(self.shape.vectors)]
+
+    def _places(self, out: Any, out_row: ir.Value, columns: list[ir.Value]) -> list[list[ir.Value]]:
+        out_rows = [self.builder.add(out_row, SIZE(r)) for r in range(1 if self.form & HIGHEST else self.rows)]
+        return [[self._address(out, [one, column]) for column in columns] for one in out_rows]
+
+    def _start(self, bias: Any, columns: list[ir.Value], places: list[list[ir.Value]]) -> list[list[ir.Value]]:
+        """Give what the products are added to: the bias, and what is there."""
+        start = [self._vector_at(self._address(bias, [column])) for column in columns]
+        if self.form & ADDED:
+            return [[self.builder.fadd(x, self._vector_at(at)) for x, at in zip(start, there)] for there in places]
+        return [list(start) for _ in range(self.rows)]
+
     def _summed(
-        self, sums: list[list[ir.Value]], factor_rows: list[ir.Value], panel: ir.Value, steps: ir.Value
+        self, sums: list[list[ir.Value]], views: dict[str, Any], row: ir.Value, first_panel: ir.Value
     ) -> list[list[ir.Value]]:
         builder, element = self.builder, WORD if self.rounds_factor else FLOAT
+        factor, weight = views["factor"], views["weight"]
+        factor_rows = [self._address(factor, [builder.add(row, SIZE(r)), SIZE(0)]) for r in range(self.rows)]
+        panel = self._address(weight, [first_panel, *[SIZE(0)] * (len(weight.strides.type) - 1)])
+        steps = builder.extract_value(weight.shape, 1)
         before, loop, after = builder.block, builder.append_basic_block(), builder.append_basic_block()
         builder.branch(loop)
         builder.position_at_end(loop)
         step = builder.phi(SIZE)
         step.add_incoming(SIZE(0), before)
-        running = [[builder.phi(self.vector) for _ in one] for one in sums]
+        running = [[builder.phi(self.sum) for _ in one] for one in sums]
         line = builder.mul(step, SIZE(self.shape.columns))
         weights = [
             self._load(panel, builder.add(line, SIZE(v * self.shape.lanes)), ir.VectorType(element, self.shape.lanes))
@@ -244,6 +333,45 @@ class _Tile:
         )
 
 
+class _ByteTile(_Tile):
+    """The instructions of one tile of bytes, whose sums are whole numbers."""
+
+    def __init__(self, *arguments: Any, **more: Any) -> None:
+        super().__init__(*arguments, **more)
+        self.sum = ir.VectorType(WORD, self.shape.lanes)
+
+    def write(self, views: dict[str, Any], row: ir.Value, panel: ir.Value, out_row: ir.Value) -> None:
+        """Sum the products, then weigh the sums, or the highest of them, and add the bias."""
+        builder, columns = self.builder, self._columns(panel)
+        places = self._places(views["out"], out_row, columns)
+        nothing = ir.Constant(self.sum, [0] * self.shape.lanes)
+        sums = self._summed([[nothing] * self.shape.vectors for _ in range(self.rows)], views, row, panel)
+        gains = [self._vector_at(self._address(views["weight_gain"], [column])) for column in columns]
+        if self.form & HIGHEST:
+            highest = sums[0]
+            for one in sums[1:]:
+                highest = [builder.select(builder.icmp_signed(">", x, h), x, h) for x, h in zip(one, highest)]
+            sums = [highest]
+            start = [[ir.Constant(self.vector, [0.0] * self.shape.lanes)] * self.shape.vectors]
+        else:
+            start = self._start(views["bias"], columns, places)
+        for r, (one, starts, there) in enumerate(zip(sums, start, places)):
+            of_row = self._load(self._address(views["factor_gain"], [builder.add(row, SIZE(r))]), SIZE(0), FLOAT)
+            for x, s, gain, at in zip(one, starts, gains, there):
+                worth = builder.fmul(self._spread(of_row), gain)
+                value = builder.fadd(builder.fmul(builder.sitofp(x, self.vector), worth), s)
+                if self.form & HIGHEST:
+                    value = self._highest([self._vector_at(at), value])
+                self._store(value, at)
+
+    def _multiplied_and_added(self, weights: ir.Value, factor: ir.Value, total: ir.Value) -> ir.Value:
+        kind = ir.FunctionType(self.sum, [self.sum] * 3)  # four products in every lane
+        # The same instruction has two encodings, and most processors know one of them.
+        name = "vpdpbusd" if "+avx512vnni" in processor_features() else "{vex} vpdpbusd"
+        arguments = [total, weights, factor]
+        return self.builder.asm(kind, f"{name} $2, $3, $0", "=v,0,v,v", arguments, side_effect=False)
+
+
 @compiled
 def multiply(
     lanes: int,
@@ -269,6 +397,51 @@ def multiply(
         for row in range(whole, len(factor_nK)):
             out_row = moves * row
             tile(in_vector, in_row, 1, kind, factor_nK, row, weight, panel, bias_C, out_nC, out_row)  # type: ignore
+
+
+@compiled
+def multiply_bytes(
+    lanes: int,
+    vectors: int,
+    form: int,
+    factor_nK: np.ndarray,
+    factor_gain_n: np.ndarray,
+    weight: np.ndarray,
+    weight_gain_C: np.ndarray,
+    bias_C: np.ndarray,
+    out_nC: np.ndarray,
+) -> None:
+    """Multiply rows of bytes (n, K) of `to_bytes` by weights of `packed_bytes`, and add a bias, as `multiply` does.
+
+    HIGHEST: all rows have the gain of the first, and there is no bias.
+    """
+    in_vector, in_row, kind = literally(lanes), literally(vectors), literally(form)
+    moves = 0 if kind & HIGHEST else 1
+    whole = len(factor_nK) // ROWS * ROWS
+    of_factor, of_weight = factor_gain_n, weight_gain_C
+    for panel in range(len(weight)):
+        for row in range(0, whole, ROWS):
+            out_row = moves * row
+            byte_tile(  # type: ignore[call-arg]
+                in_vector,
+                in_row,
+                ROWS,
+                kind,
+                factor_nK,
+                row,
+                weight,
+                panel,
+                bias_C,
+                out_nC,
+                out_row,
+                of_factor,
+                of_weight,
+            )
+        for row in range(whole, len(factor_nK)):
+            out_row = moves * row
+            byte_tile(  # type: ignore[call-arg]
+                in_vector, in_row, 1, kind, factor_nK, row, weight, panel, bias_C, out_nC, out_row, of_factor, of_weight
+            )
 
 
 @cache

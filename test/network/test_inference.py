@@ -25,7 +25,7 @@ from lidar_semseg_ros.network.model_file import ModelDescription, write_safetens
 from lidar_semseg_ros.network.reference import PublishedWaffleIron, prepare_as_published
 from lidar_semseg_ros.network.segmenter import Segmenter, SegmenterConfig
 from lidar_semseg_ros.network.tiles import Tiling
-from lidar_semseg_ros.network.trial import trial_sweep
+from lidar_semseg_ros.network.trial import faster_precisions, trial_sweep
 from lidar_semseg_ros.network.waffleiron import WaffleIronConfig, planes_of
 from lidar_semseg_ros.network.workers import RoomOfThread, Workers
 
@@ -64,6 +64,11 @@ def saved(path: Path, config: WaffleIronConfig) -> Path:
     )
     write_safetensors(path, random_network(config).state_dict(), description)
     return path
+
+
+def skip_where_bytes_are_missing(config: WaffleIronConfig, dtype: torch.dtype) -> None:
+    if dtype == torch.int8 and not tiled_network.fit(config, dtype):
+        pytest.skip("no bytes for this network on this processor")
 
 
 @pytest.mark.parametrize("variant", VARIANTS)
@@ -195,7 +200,7 @@ def test_points_are_embedded_as_by_the_modules(width: int, neighbours: int, poin
 @pytest.mark.parametrize(
     "config", [replace(SMALL, width=64), replace(SMALL, width=256, norm="layer", head="norm_linear")]
 )
-@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.int8])
 @pytest.mark.parametrize("points", [1, 2, 60, 700])
 @pytest.mark.parametrize("neighbours", [1, 5, 16])
 def test_one_function_computes_what_the_modules_do(
@@ -209,21 +214,23 @@ def test_one_function_computes_what_the_modules_do(
     with torch.inference_mode():
         expected = model.eval()(features, places, planes_of(planes))
     logits = CpuWaffleIron(model, dtype, threads=2).logits(prepared)
-    assert (logits - expected).abs().max() < (0.1 if dtype == torch.bfloat16 else 1e-4)
+    assert (logits - expected).abs().max() < (1e-4 if dtype == torch.float32 else 0.1)
 
 
 @pytest.mark.parametrize("place", ["embed.conv2.1.weight", "embed.final.weight", "waffleiron.spatial_mix.1.ffn.0.bias"])
-@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.int8])
 @pytest.mark.parametrize("variant", ["waffleiron", "waffleiron with tiles"])
 def test_a_nan_inside_is_not_hidden_by_an_activation(place: str, dtype: torch.dtype, variant: str) -> None:
+    skip_where_bytes_are_missing(VARIANTS[variant], dtype)
     model = random_network(VARIANTS[variant])
     model.get_parameter(place).data[3] = torch.from_numpy(np.array(0xFFFFFFFF, np.uint32).view(np.float32))
     assert CpuWaffleIron(model, dtype, threads=2).logits(prepare(cloud(500), INPUTS)).isnan().all()
 
 
 @pytest.mark.parametrize("variant", ["waffleiron", "scalr plus", "waffleiron with tiles", "scalr with tiles"])
-@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16, torch.int8])
 def test_lower_precision_rounds_factors_only(variant: str, dtype: torch.dtype) -> None:
+    skip_where_bytes_are_missing(VARIANTS[variant], dtype)
     model, prepared = random_network(VARIANTS[variant]), prepare(cloud(3000), INPUTS)
     exact, rounded = (CpuWaffleIron(model, kind, threads=2).logits(prepared) for kind in (torch.float32, dtype))
     # bfloat16 keeps 8 bits: 0.4 % of values of order 1, and over layers they average out.
@@ -231,10 +238,12 @@ def test_lower_precision_rounds_factors_only(variant: str, dtype: torch.dtype) -
     assert (rounded.argmax(1) == exact.argmax(1)).float().mean() > 0.98
 
 
-def test_the_shipped_model_labels_in_bfloat16_as_in_float32() -> None:
+@pytest.mark.parametrize("precision", ["bfloat16", "int8"])
+def test_the_shipped_model_labels_in_lower_precision_as_in_float32(precision: str) -> None:
     models = package_share() / "models"
+    skip_where_bytes_are_missing(replace(SMALL, width=64), getattr(torch, precision))
     exact, rounded = (
-        Segmenter(SegmenterConfig(device="cpu", precision=precision), models) for precision in ("float32", "bfloat16")
+        Segmenter(SegmenterConfig(device="cpu", precision=kind), models) for kind in ("float32", precision)
     )
     frame = trial_sweep(exact.description.inputs)
     assert np.mean(exact.segment(frame).labels.class_id == rounded.segment(frame).labels.class_id) >= 0.995
@@ -260,6 +269,12 @@ def test_memory_stays_flat_over_sweeps_of_changing_size(precision: str, variant:
     assert resident_mb() - settled_mb < 40
 
 
+def test_bytes_are_refused_where_they_cannot_be_computed(tmp_path: Path) -> None:
+    path = saved(tmp_path / "m.safetensors", SMALL)
+    with pytest.raises(UserError, match=r"for CPUs with VNNI .* width 24; take auto"):
+        backends.TorchBackend(path, device="cpu", precision="int8", threads=2)
+
+
 def test_auto_takes_bfloat16_only_where_it_is_faster_and_keeps_the_labels(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
@@ -269,14 +284,32 @@ def test_auto_takes_bfloat16_only_where_it_is_faster_and_keeps_the_labels(
     def chosen() -> str:
         return backends.TorchBackend(path, device="cpu", precision="auto", threads=2).precision
 
-    monkeypatch.setattr(f"{trial}.computes_bfloat16_faster", lambda device, width: False)
+    monkeypatch.setattr(f"{trial}.faster_precisions", lambda device, config: ())
     assert chosen() == "float32"
-    monkeypatch.setattr(f"{trial}.computes_bfloat16_faster", lambda device, width: True)
+    monkeypatch.setattr(f"{trial}.faster_precisions", lambda device, config: ("bfloat16",))
     monkeypatch.setattr(f"{trial}.LEAST_AGREEMENT", 0.5)
     assert chosen() == "bfloat16"
     monkeypatch.setattr(f"{trial}.LEAST_AGREEMENT", 1.01)
     assert chosen() == "float32"
     assert "precision auto: float32" in caplog.text
+
+
+@pytest.mark.parametrize(
+    ("width", "has_bytes", "has_bfloat16", "expected"),
+    [
+        (64, True, True, ("bfloat16",)),
+        (64, True, False, ("int8",)),
+        (256, True, True, ("int8", "bfloat16")),
+        (256, False, True, ("bfloat16",)),
+        (256, False, False, ()),
+    ],
+)
+def test_what_is_faster_depends_on_processor_and_width(
+    width: int, has_bytes: bool, has_bfloat16: bool, expected: tuple[str, ...], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(torch.cpu, "get_capabilities", lambda: {"avx512_bf16": has_bfloat16})
+    monkeypatch.setattr(tiled_network, "byte_tiling_for", lambda width: Tiling(16, 4) if has_bytes else None)
+    assert faster_precisions("cpu", replace(SMALL, width=width)) == expected
 
 
 def test_the_trial_sweep_is_a_room_inside_the_field_of_view_and_always_the_same() -> None:

@@ -8,7 +8,21 @@ import torch
 from numba.core.errors import TypingError
 
 from lidar_semseg_ros.network import tiles
-from lidar_semseg_ros.network.tiles import ADDED, BIASED, HIGHEST, RECTIFIED, Tiling, packed, product, tiling_for
+from lidar_semseg_ros.network.grid_kernels import compiled
+from lidar_semseg_ros.network.tiles import (
+    ADDED,
+    BIASED,
+    HIGHEST,
+    RECTIFIED,
+    Tiling,
+    byte_tiling_for,
+    multiply_bytes,
+    packed,
+    packed_bytes,
+    product,
+    tiling_for,
+    to_bytes,
+)
 
 HAS_BFLOAT16 = tiling_for(64, torch.bfloat16) is not None
 TILINGS = [
@@ -134,3 +148,75 @@ def test_arrays_that_a_tile_would_read_wrongly_are_refused(
     weight = packed(torch.eye(64), Tiling(16, 4), torch.float32)
     with pytest.raises(TypingError, match="a tile takes contiguous"):
         product(Tiling(16, 4), form)(factor, weight, bias, out)
+
+
+def product_of_bytes(tiling: Tiling, form: int, *arrays: np.ndarray) -> None:
+    lanes, vectors = tiling
+
+    @compiled
+    def of_rows(
+        factor: np.ndarray,
+        gain: np.ndarray,
+        weight: np.ndarray,
+        of_weight: np.ndarray,
+        bias: np.ndarray,
+        out: np.ndarray,
+    ) -> None:
+        multiply_bytes(lanes, vectors, form, factor, gain, weight, of_weight, bias, out)
+
+    of_rows(*arrays)
+
+
+@pytest.mark.skipif(byte_tiling_for(64) is None, reason="this processor has no products of bytes")
+@pytest.mark.parametrize("tiling", [Tiling(8, 2), Tiling(16, 4)])
+@pytest.mark.parametrize("form", [BIASED, ADDED, HIGHEST])
+@pytest.mark.parametrize(("rows", "width"), [(1, 64), (7, 64), (16, 192)])
+def test_a_product_of_bytes_is_that_of_what_they_are_worth(tiling: Tiling, form: int, rows: int, width: int) -> None:
+    rng = np.random.default_rng(0)
+    x, weight = rng.normal(size=(rows, width)).clip(0).astype(np.float32), torch.randn(width, width)
+    bias, there = (rng.normal(size=shape).astype(np.float32) for shape in (width, (rows, width)))
+    whole, gain = np.empty((rows, width), np.uint8), np.empty(rows, np.float32)
+    for i in range(rows):
+        gain[i] = to_bytes(x[i : i + 1], whole[i : i + 1])
+    if form == HIGHEST:
+        gain[:], bias[:] = to_bytes(x, whole), 0
+    packed_weight, of_weight = packed_bytes(weight, tiling)
+    rounded = (weight.double() / torch.from_numpy(of_weight)).round().numpy() * of_weight
+    expected = (whole * gain[:, None].astype(np.float64)) @ rounded + bias
+    out = there[: 1 if form == HIGHEST else rows].copy()
+    if form == ADDED:
+        expected += there
+    elif form == HIGHEST:
+        expected = np.maximum(expected.max(axis=0, keepdims=True), there[:1])
+    product_of_bytes(tiling, form, whole, gain, packed_weight, of_weight, bias, out)
+    assert np.abs(out - expected).max() < 1e-4
+    # Half of a byte's worth is the most that each factor is off, and likewise each weight.
+    assert np.abs(whole * gain[:, None] - x).max() <= gain.max() * 0.501
+    assert (np.abs(rounded - weight.numpy()) <= of_weight * 0.501).all()
+
+
+@pytest.mark.parametrize(
+    ("value", "gain", "byte"), [(-0.0, 0.0, 0), (1e-35, 0.0, 0), (2.55, 0.01, 255), (0.004, None, 1)]
+)
+def test_values_become_bytes(value: float, gain: float | None, byte: int) -> None:
+    values, whole = np.full((3, 64), value, np.float32), np.full((3, 64), 9, np.uint8)
+    if gain is None:
+        values[1, 7] = 1.0
+    assert to_bytes(values, whole) == pytest.approx(1 / 255 if gain is None else gain)
+    assert (np.delete(whole, 64 + 7) == byte).all()
+
+
+@pytest.mark.parametrize("value", [np.nan, -np.nan, np.inf])
+def test_what_is_not_finite_is_worth_nan(value: float) -> None:
+    values = np.ones((4, 64), np.float32)
+    values[2, 3] = value
+    assert np.isnan(to_bytes(values, np.empty((4, 64), np.uint8)))
+
+
+@pytest.mark.skipif(byte_tiling_for(64) is None, reason="this processor has no products of bytes")
+def test_bytes_of_another_type_are_refused() -> None:
+    wrong = np.zeros((4, 64), np.int8), np.ones(4, np.float32)
+    weight, of_weight = packed_bytes(torch.ones(64, 64), Tiling(16, 4))
+    others = weight, of_weight, np.zeros(64, np.float32), np.zeros((4, 64), np.float32)
+    with pytest.raises(TypingError, match="a tile of bytes takes contiguous uint8"):
+        product_of_bytes(Tiling(16, 4), BIASED, *wrong, *others)

@@ -59,7 +59,7 @@ def test_live_labels_are_those_of_the_offline_command(
     with open_bag(path) as bag:
         topic = chosen_cloud_topic(bag, None, source)
         # Slow enough that nothing is dropped, so that every cloud is compared.
-        rate = 0.2
+        rate = 0.4
         arrived, memory_mb = run_live(path, topic, bag.duration_ns / 1e9, {"model": str(small_model)}, tmp_path, rate)
         arrival = read_arrival(arrived, topic)
         figures = account(bag, topic, arrival)
