@@ -82,7 +82,7 @@ ABOUT = {
     "network/library_products.py": {"torch"},
     "network/machine_code.py": {"numba", "llvmlite"},
     "network/reference.py": {"torch"},
-    "network/tiled_network.py": {"torch"},
+    "network/tiled_network.py": {"torch", "numba"},
     "network/tiles.py": {"torch", "numba", "llvmlite"},
     "network/triton_kernels.py": {"torch", "triton"},
     "network/waffleiron.py": {"torch"},

@@ -165,6 +165,8 @@ def shares(figures: dict[str, Any], ceilings: Ceilings) -> dict[str, float]:
     on_device = figures.get("device_parts_ms")
     seconds = (on_device["network"] if on_device else figures["stages_ms"]["network"]["p50"]) / 1e3
     best = ceilings.float32_flops_per_s if figures["precision"] == "float32" else ceilings.bfloat16_flops_per_s
+    if figures["precision"] == "int8":  # where there may be no bfloat16
+        best = max(best, ceilings.float32_flops_per_s)
     return {
         "float32_gflop_per_s": ceilings.float32_flops_per_s / 1e9,
         "bfloat16_gflop_per_s": ceilings.bfloat16_flops_per_s / 1e9,

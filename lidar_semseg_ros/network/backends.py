@@ -131,8 +131,9 @@ def _runner(model: WaffleIron, device: str, precision: str, threads: int) -> Run
 
         if device != "cpu" or not fit(model.config, dtype):
             raise UserError(
-                "precision is int8, but that is for CPUs with VNNI and networks with ReLU of width 64, 128, …; device "
-                f"is {device}, the network has {model.config.activation} and width {model.config.width}; take auto"
+                "precision is int8, but that is for CPUs with VNNI and without AMX, and for networks with ReLU, a head "
+                f"of one product and width 64, 128, …; device is {device}, the network has {model.config.activation}, "
+                f"head {model.config.head} and width {model.config.width}; set precision to auto"
             )
     if device == "cpu":
         return CpuWaffleIron(model, dtype, threads or torch.get_num_threads())

@@ -46,7 +46,7 @@ def end_part(progress: np.ndarray, step: int) -> None:
 
 @compiled
 def wait_for(progress: np.ndarray, step: int, parts: int) -> None:
-    """Wait until all parts of a step are done; RuntimeError after 10 to 20 s, which a thread that failed leaves."""
+    """Wait until all parts of a step are done; RuntimeError after 10 to 20 s, for then a thread failed in its part."""
     if not come(progress, step, parts, MOST_NAPS):
         raise RuntimeError("a thread has begun a part of a step and not ended it")
 

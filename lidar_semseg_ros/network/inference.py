@@ -163,7 +163,8 @@ class StepwiseNetwork:
 class CpuWaffleIron:
     """A network made ready for inference on a CPU; not for two threads at once.
 
-    dtype: float32, or bfloat16 or float16 for the products of C × C; tokens and grids are float32 in all of them.
+    dtype: float32, or bfloat16 or float16 for the products of C × C, or int8 for a part of these, if
+    `tiled_network.fit` says so; tokens and grids are float32 in all of them.
     """
 
     most_clouds = 1  # every core is busy with one, and a chunk of another one's rows is the same work

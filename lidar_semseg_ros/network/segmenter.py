@@ -63,8 +63,8 @@ class SegmenterConfig:
     device: str = setting("auto", "auto (a GPU if there is one), cpu, cuda, cuda:N, or tensorrt for .onnx models")
     precision: str = setting(
         "auto",
-        "arithmetic of the network; int8: of factors behind a ReLU, on CPUs with VNNI; auto: the fastest here in which "
-        "nearly all labels of a trial sweep stay what they are",
+        "arithmetic of the network; int8: of factors behind a ReLU, on CPUs with VNNI and no AMX; auto: the fastest "
+        "here in which nearly all labels of a trial sweep stay what they are",
         choices=PRECISIONS,
     )
     threads: int = setting(

@@ -12,6 +12,8 @@ from typing import Any, NamedTuple
 
 import numpy as np
 import torch
+from numba.core import types
+from numba.extending import overload
 from torch import Tensor
 from torch.nn import functional as F
 
@@ -131,10 +133,10 @@ class TiledNetwork:
         if in_bytes:
             dtype = torch.bfloat16 if tiling_for(width, torch.bfloat16) is not None else torch.float32
         exact, tiling = (required_tiling(width, kind) for kind in (torch.float32, dtype))
+        of_bytes = byte_tiling_for(width) if in_bytes else None
 
         def behind_relu(weight: Tensor) -> tuple[np.ndarray, np.ndarray]:
-            of_bytes = byte_tiling_for(width)
-            if in_bytes and of_bytes is not None:
+            if of_bytes is not None:
                 return packed_bytes(weight.t(), of_bytes)
             return packed(weight.t(), tiling, dtype), np.ones(width, np.float32)
 
@@ -162,8 +164,8 @@ class TiledNetwork:
             F.pad(bias, (0, beyond)).numpy(),
         )
         self._depth, self._width, self._room, self._threads = model.config.depth, model.config.width, Room(), threads
-        of_bytes = byte_tiling_for(width) if in_bytes else None
-        self._compute = program(exact, tiling, of_head, of_bytes, dtype == torch.bfloat16)
+        hidden = tiling if of_bytes is None else of_bytes
+        self._compute = program(exact, tiling, hidden, of_head, dtype == torch.bfloat16, in_bytes)
 
     def write(self, prepared: NetworkInput, logits: Tensor) -> None:
         """Write logits (N, outputs)."""
@@ -178,7 +180,7 @@ class TiledNetwork:
             logits,
         )
         arguments = (
-            progress_of(1 + STEPS_PER_LAYER * self._depth),
+            progress_of(2 + STEPS_PER_LAYER * self._depth),
             prepared.features,
             prepared.neighbours,
             planes,
@@ -251,95 +253,172 @@ def plane_arrays(plane: CroppedPlane, number: int, room: Room) -> PlaneArrays:
     )
 
 
+class Scratch(NamedTuple):
+    """What a thread writes to and nobody else reads.
+
+    difference: (K, I) and neighbour: (K, C), of a point's neighbours, K filled up to whole tiles. most: (ROWS, C), the
+    highest of these for some points. none: (C,) zeros, where there is no bias. factor, hidden: (BLOCK_ROWS, C), of a
+    channel mix. whole: (…, C) uint8 and gain: (…,), of hidden or neighbour. logits: (BLOCK_ROWS, outputs), whole tiles.
+    """
+
+    difference: np.ndarray
+    neighbour: np.ndarray
+    most: np.ndarray
+    none: np.ndarray
+    factor: np.ndarray
+    hidden: np.ndarray
+    whole: np.ndarray
+    gain: np.ndarray
+    logits: np.ndarray
+
+
+def multiply_hidden(
+    lanes: int,
+    vectors: int,
+    form: int,
+    hidden_nC: np.ndarray,
+    scratch: Scratch,
+    weight: np.ndarray,
+    weight_gain_C: np.ndarray,
+    bias_C: np.ndarray,
+    out_nC: np.ndarray,
+) -> None:
+    """Multiply what is behind a ReLU as `multiply` does, as bytes if the weights are bytes; called in compiled code."""
+
+
+@overload(multiply_hidden, prefer_literal=True)
+def _by_type_of_weights(
+    lanes: Any,
+    vectors: Any,
+    form: Any,
+    hidden_nC: Any,
+    scratch: Any,
+    weight: Any,
+    weight_gain_C: Any,
+    bias_C: Any,
+    out_nC: Any,
+) -> Callable[..., None]:
+    # numba compares the annotations of these with those above.
+    def in_bytes(
+        lanes: Any,
+        vectors: Any,
+        form: Any,
+        hidden_nC: Any,
+        scratch: Any,
+        weight: Any,
+        weight_gain_C: Any,
+        bias_C: Any,
+        out_nC: Any,
+    ) -> None:
+        rows = len(hidden_nC)
+        whole, gain = scratch.whole[:rows], scratch.gain[:rows]
+        if form & HIGHEST:
+            gain[:] = to_bytes(hidden_nC, whole)
+        else:
+            for i in range(rows):
+                gain[i] = to_bytes(hidden_nC[i : i + 1], whole[i : i + 1])
+        multiply_bytes(lanes, vectors, form, whole, gain, weight, weight_gain_C, bias_C, out_nC)
+
+    def as_it_is(
+        lanes: Any,
+        vectors: Any,
+        form: Any,
+        hidden_nC: Any,
+        scratch: Any,
+        weight: Any,
+        weight_gain_C: Any,
+        bias_C: Any,
+        out_nC: Any,
+    ) -> None:
+        multiply(lanes, vectors, form, hidden_nC, weight, bias_C, out_nC)
+
+    return in_bytes if weight.dtype == types.int8 else as_it_is
+
+
 @compiled
-def subtract(i: int, x_NI: np.ndarray, neighbours_NK: np.ndarray, difference_KI: np.ndarray) -> None:
-    """Write the differences of a point's neighbours to it, the last one's again, which changes no maximum."""
-    last = neighbours_NK.shape[1] - 1
-    for k in range(len(difference_KI)):
-        j = neighbours_NK[i, min(k, last)]
-        for f in range(x_NI.shape[1]):
-            difference_KI[k, f] = x_NI[j, f] - x_NI[i, f]
+def parts_of(rows: int, rows_of_part: int) -> int:
+    """Tell how many parts rows make."""
+    return (rows + rows_of_part - 1) // rows_of_part
 
 
 @compiled
 def embed(
     lanes: int,
     vectors: int,
-    mix_lanes: int,
-    mix_vectors: int,
+    hidden_lanes: int,
+    hidden_vectors: int,
     begin: int,
     end: int,
     x_NI: np.ndarray,
     neighbours_NK: np.ndarray,
     weights: EmbeddingArrays,
-    difference_KI: np.ndarray,
-    hidden_KC: np.ndarray,
-    most_rC: np.ndarray,
-    no_bias_C: np.ndarray,
+    scratch: Scratch,
     tokens_NC: np.ndarray,
 ) -> None:
-    """Write the tokens of the points begin … end, by the formula of `embedding_weights`.
+    """Write the tokens of at most ROWS points begin … end, by the formula of `embedding_weights`.
 
-    lanes, vectors: the tiling of float32. mix_lanes, mix_vectors: of the product with Wb, whose factors hidden_KC are.
+    lanes, vectors: the tiling of float32. hidden_lanes, hidden_vectors: of the product with Wb.
     """
-    for first in range(begin, end, ROWS):
-        last = min(first + ROWS, end)
-        most_rC[:] = -np.inf
-        for i in range(first, last):
-            subtract(i, x_NI, neighbours_NK, difference_KI)
-            multiply(lanes, vectors, RECTIFIED, difference_KI, weights.relative, weights.shift, hidden_KC)
-            most_1C = most_rC[i - first : i - first + 1]
-            multiply(mix_lanes, mix_vectors, HIGHEST, hidden_KC, weights.mix, no_bias_C, most_1C)
-        finish_embedding(lanes, vectors, x_NI[first:last], most_rC, no_bias_C, weights, tokens_NC[first:last])
+    last, points = neighbours_NK.shape[1] - 1, slice(begin, end)
+    difference_KI, hidden_KC = scratch.difference, scratch.neighbour
+    scratch.most[:] = -np.inf
+    for i in range(begin, end):
+        for k in range(len(difference_KI)):
+            j = neighbours_NK[i, min(k, last)]  # the last again, which does not change the maximum
+            for f in range(x_NI.shape[1]):
+                difference_KI[k, f] = x_NI[j, f] - x_NI[i, f]
+        multiply(lanes, vectors, RECTIFIED, difference_KI, weights.relative, weights.shift, hidden_KC)
+        mix, mix_gain, most_1C = weights.mix, weights.mix_gain, scratch.most[i - begin : i - begin + 1]
+        multiply_hidden(hidden_lanes, hidden_vectors, HIGHEST, hidden_KC, scratch, mix, mix_gain, scratch.none, most_1C)
+    multiply(lanes, vectors, BIASED, x_NI[points], weights.point, weights.bias, tokens_NC[points])
+    multiply(lanes, vectors, ADDED, scratch.most[: end - begin], weights.highest, scratch.none, tokens_NC[points])
 
 
 @compiled
-def embed_in_bytes(
+def find_cells_and_embed_all(
+    progress: np.ndarray,
+    step: int,
     lanes: int,
     vectors: int,
-    mix_lanes: int,
-    mix_vectors: int,
-    begin: int,
-    end: int,
+    hidden_lanes: int,
+    hidden_vectors: int,
+    rows: int,
     x_NI: np.ndarray,
     neighbours_NK: np.ndarray,
+    planes: tuple[PlaneArrays, ...],
     weights: EmbeddingArrays,
-    difference_KI: np.ndarray,
-    hidden_KC: np.ndarray,
-    bytes_KC: np.ndarray,
-    gain_K: np.ndarray,
-    most_rC: np.ndarray,
-    no_bias_C: np.ndarray,
+    scratch: Scratch,
     tokens_NC: np.ndarray,
 ) -> None:
-    """Do what `embed` does, with bytes as factors of the product with Wb; a point's neighbours have one gain."""
-    for first in range(begin, end, ROWS):
-        last = min(first + ROWS, end)
-        most_rC[:] = -np.inf
-        for i in range(first, last):
-            subtract(i, x_NI, neighbours_NK, difference_KI)
-            multiply(lanes, vectors, RECTIFIED, difference_KI, weights.relative, weights.shift, hidden_KC)
-            gain_K[:] = to_bytes(hidden_KC, bytes_KC)
-            of_weight, most_1C = weights.mix_gain, most_rC[i - first : i - first + 1]
-            multiply_bytes(
-                mix_lanes, mix_vectors, HIGHEST, bytes_KC, gain_K, weights.mix, of_weight, no_bias_C, most_1C
+    """Find the cells of a plane in each of the first parts, and embed `rows` points in each of the others."""
+    points = len(tokens_NC)
+    parts = len(planes) + parts_of(points, rows)
+    part = begin_part(progress, step)
+    while part < parts:
+        if part < len(planes):
+            plane = planes[part]
+            plane.hidden_total[0] = find_cells(
+                plane.order, plane.start, plane.occupied, plane.shape, plane.place, plane.around, plane.hidden
             )
-        finish_embedding(lanes, vectors, x_NI[first:last], most_rC, no_bias_C, weights, tokens_NC[first:last])
-
-
-@compiled
-def finish_embedding(
-    lanes: int,
-    vectors: int,
-    x_nI: np.ndarray,
-    most_rC: np.ndarray,
-    no_bias_C: np.ndarray,
-    weights: EmbeddingArrays,
-    tokens_nC: np.ndarray,
-) -> None:
-    """Write tokens from points and from what is highest among their neighbours."""
-    multiply(lanes, vectors, BIASED, x_nI, weights.point, weights.bias, tokens_nC)
-    multiply(lanes, vectors, ADDED, most_rC[: len(x_nI)], weights.highest, no_bias_C, tokens_nC)
+        else:
+            first = (part - len(planes)) * rows
+            for begin in range(first, min(first + rows, points), ROWS):
+                embed(
+                    lanes,
+                    vectors,
+                    hidden_lanes,
+                    hidden_vectors,
+                    begin,
+                    min(begin + ROWS, points),
+                    x_NI,
+                    neighbours_NK,
+                    weights,
+                    scratch,
+                    tokens_NC,
+                )
+        end_part(progress, step)
+        part = begin_part(progress, step)
+    wait_for(progress, step, parts)
 
 
 @compiled
@@ -372,47 +451,27 @@ def inflate_and_normalise(
 def mix_channels(
     lanes: int,
     vectors: int,
+    hidden_lanes: int,
+    hidden_vectors: int,
+    rounds: bool,
     layer: int,
+    cells_MC: np.ndarray,
+    place_n: np.ndarray,
     weights: LayerArrays,
-    factor_nC: np.ndarray,
-    hidden_rC: np.ndarray,
+    scratch: Scratch,
     tokens_nC: np.ndarray,
 ) -> None:
-    """Replace at most BLOCK_ROWS tokens by those of the next layer."""
+    """Add to at most BLOCK_ROWS tokens what their cells hold, and replace them by those of the next layer.
+
+    place: the row of `cells_MC` that is the cell of each token. lanes, vectors, rounds: of the first product, whether
+    its factors are rounded. hidden_lanes, hidden_vectors: of the second.
+    """
+    rows, last, last_gain_C = len(tokens_nC), weights.last[layer], weights.last_gain[layer]
+    factor_nC, hidden_nC = scratch.factor[:rows], scratch.hidden[:rows]
     first_bias_C, last_bias_C = weights.first_mix_bias[layer], weights.last_mix_bias[layer]
-    multiply(lanes, vectors, RECTIFIED, factor_nC, weights.first[layer], first_bias_C, hidden_rC)
-    multiply(lanes, vectors, ADDED, hidden_rC[: len(factor_nC)], weights.last[layer], last_bias_C, tokens_nC)
-
-
-@compiled
-def mix_channels_in_bytes(
-    lanes: int,
-    vectors: int,
-    byte_lanes: int,
-    byte_vectors: int,
-    layer: int,
-    weights: LayerArrays,
-    factor_nC: np.ndarray,
-    hidden_rC: np.ndarray,
-    bytes_rC: np.ndarray,
-    gain_r: np.ndarray,
-    tokens_nC: np.ndarray,
-) -> None:
-    """Do what `mix_channels` does, with bytes as factors of the second product; each row has its gain."""
-    first_bias_C, last_bias_C = weights.first_mix_bias[layer], weights.last_mix_bias[layer]
-    multiply(lanes, vectors, RECTIFIED, factor_nC, weights.first[layer], first_bias_C, hidden_rC)
-    for i in range(len(factor_nC)):
-        gain_r[i] = to_bytes(hidden_rC[i : i + 1], bytes_rC[i : i + 1])
-    bytes_nC, of_weight = bytes_rC[: len(factor_nC)], weights.last_gain[layer]
-    multiply_bytes(
-        byte_lanes, byte_vectors, ADDED, bytes_nC, gain_r, weights.last[layer], of_weight, last_bias_C, tokens_nC
-    )
-
-
-@compiled
-def parts_of(rows: int, rows_of_part: int) -> int:
-    """Tell how many parts rows make."""
-    return (rows + rows_of_part - 1) // rows_of_part
+    inflate_and_normalise(cells_MC, place_n, weights.channel_epsilon[layer], rounds, tokens_nC, factor_nC)
+    multiply(lanes, vectors, RECTIFIED, factor_nC, weights.first[layer], first_bias_C, hidden_nC)
+    multiply_hidden(hidden_lanes, hidden_vectors, ADDED, hidden_nC, scratch, last, last_gain_C, last_bias_C, tokens_nC)
 
 
 @compiled
@@ -463,13 +522,85 @@ def convolve_all(
     wait_for(progress, step, parts)
 
 
+@compiled
+def mix_all(
+    progress: np.ndarray,
+    step: int,
+    lanes: int,
+    vectors: int,
+    hidden_lanes: int,
+    hidden_vectors: int,
+    rounds: bool,
+    rows: int,
+    layer: int,
+    cells_MC: np.ndarray,
+    place_N: np.ndarray,
+    weights: LayerArrays,
+    scratch: Scratch,
+    tokens_NC: np.ndarray,
+) -> None:
+    """Bring all tokens through a channel mix, `rows`, a multiple of BLOCK_ROWS, in a part."""
+    points = len(tokens_NC)
+    parts = parts_of(points, rows)
+    part = begin_part(progress, step)
+    while part < parts:
+        for begin in range(part * rows, min((part + 1) * rows, points), BLOCK_ROWS):
+            end = min(begin + BLOCK_ROWS, points)
+            mix_channels(
+                lanes,
+                vectors,
+                hidden_lanes,
+                hidden_vectors,
+                rounds,
+                layer,
+                cells_MC,
+                place_N[begin:end],
+                weights,
+                scratch,
+                tokens_NC[begin:end],
+            )
+        end_part(progress, step)
+        part = begin_part(progress, step)
+    wait_for(progress, step, parts)
+
+
+@compiled
+def classify_all(
+    progress: np.ndarray,
+    step: int,
+    lanes: int,
+    vectors: int,
+    rows: int,
+    tokens_NC: np.ndarray,
+    weights: HeadArrays,
+    scratch: Scratch,
+    logits_NO: np.ndarray,
+) -> None:
+    """Write the logits of all tokens, `rows`, a multiple of BLOCK_ROWS, in a part."""
+    points, outputs = logits_NO.shape
+    parts = parts_of(points, rows)
+    part = begin_part(progress, step)
+    while part < parts:
+        for begin in range(part * rows, min((part + 1) * rows, points), BLOCK_ROWS):
+            end = min(begin + BLOCK_ROWS, points)
+            multiply(lanes, vectors, BIASED, tokens_NC[begin:end], weights.weight, weights.bias, scratch.logits)
+            logits_NO[begin:end] = scratch.logits[: end - begin, :outputs]
+        end_part(progress, step)
+        part = begin_part(progress, step)
+    wait_for(progress, step, parts)
+
+
 @cache
 def program(
-    exact: Tiling, tiling: Tiling, of_head: Tiling, of_bytes: Tiling | None, rounds: bool
+    exact: Tiling, first: Tiling, hidden: Tiling, head: Tiling, rounds: bool, in_bytes: bool
 ) -> Callable[..., None]:
-    """Make `compute` for tiles: of products in float32, with factors rounded or not, of the head, and of bytes."""
-    (lanes, vectors), (mix_lanes, mix_vectors), (head_lanes, head_vectors) = exact, tiling, of_head
-    in_bytes, (byte_lanes, byte_vectors) = of_bytes is not None, of_bytes or tiling
+    """Make `compute` for tiles.
+
+    exact: of products in float32. first: of a channel mix's first one, whose factors are rounded or not. hidden: of
+    those behind a ReLU, whose factors are bytes or like the first's. head: of the product that makes logits.
+    """
+    (lanes, vectors), (first_lanes, first_vectors) = exact, first
+    (hidden_lanes, hidden_vectors), (head_lanes, head_vectors) = hidden, head
     factor_type = np.int16 if rounds else np.float32
     hidden_type = np.float32 if in_bytes else factor_type
 
@@ -489,116 +620,64 @@ def program(
         logits_NO: np.ndarray,
     ) -> None:
         """Work on all steps; when any thread returns, the logits are written."""
-        points, channels = tokens_NC.shape
-        depth, outputs, count = len(layers.gain), logits_NO.shape[1], parts_of(neighbours_NK.shape[1], ROWS) * ROWS
+        channels, count = tokens_NC.shape[1], parts_of(neighbours_NK.shape[1], ROWS) * ROWS
         # Before any part: if there is no memory, the others need not wait for one that this thread has begun.
-        difference_KI = np.empty((count, x_NI.shape[1]), np.float32)
-        neighbour_KC = np.empty((count, channels), hidden_type)
-        most_rC, no_bias_C = np.empty((ROWS, channels), np.float32), np.zeros(channels, np.float32)
-        factor_rC = np.empty((BLOCK_ROWS, channels), factor_type)
-        hidden_rC = np.empty((BLOCK_ROWS, channels), hidden_type)
-        most_bytes = max(count, BLOCK_ROWS)
-        bytes_rC, gain_r = np.empty((most_bytes, channels), np.uint8), np.empty(most_bytes, np.float32)
-        logits_rO = np.empty((BLOCK_ROWS, len(head.bias)), np.float32)
+        scratch = Scratch(
+            np.empty((count, x_NI.shape[1]), np.float32),
+            np.empty((count, channels), hidden_type),
+            np.empty((ROWS, channels), np.float32),
+            np.zeros(channels, np.float32),
+            np.empty((BLOCK_ROWS, channels), factor_type),
+            np.empty((BLOCK_ROWS, channels), hidden_type),
+            np.empty((max(count, BLOCK_ROWS), channels), np.uint8),
+            np.empty(max(count, BLOCK_ROWS), np.float32),
+            np.empty((BLOCK_ROWS, len(head.bias)), np.float32),
+        )
         rows = max(PART_VALUES // (channels * BLOCK_ROWS), 1) * BLOCK_ROWS
         cells, to_embed = max(rows // 4, 1), max(rows // (4 * count), 1) * ROWS
-
-        step, parts = 0, len(planes) + parts_of(points, to_embed)
-        part = begin_part(progress, step)
-        while part < parts:
-            if part < len(planes):
-                plane = planes[part]
-                plane.hidden_total[0] = find_cells(
-                    plane.order, plane.start, plane.occupied, plane.shape, plane.place, plane.around, plane.hidden
-                )
-            else:
-                begin = (part - len(planes)) * to_embed
-                end = min(begin + to_embed, points)
-                if in_bytes:
-                    embed_in_bytes(
-                        lanes,
-                        vectors,
-                        byte_lanes,
-                        byte_vectors,
-                        begin,
-                        end,
-                        x_NI,
-                        neighbours_NK,
-                        embedding,
-                        difference_KI,
-                        neighbour_KC,
-                        bytes_rC[:count],
-                        gain_r[:count],
-                        most_rC,
-                        no_bias_C,
-                        tokens_NC,
-                    )
-                else:
-                    embed(
-                        lanes,
-                        vectors,
-                        mix_lanes,
-                        mix_vectors,
-                        begin,
-                        end,
-                        x_NI,
-                        neighbours_NK,
-                        embedding,
-                        difference_KI,
-                        neighbour_KC,
-                        most_rC,
-                        no_bias_C,
-                        tokens_NC,
-                    )
-            end_part(progress, step)
-            part = begin_part(progress, step)
-        wait_for(progress, step, parts)
-
-        for layer in range(depth):
+        find_cells_and_embed_all(
+            progress,
+            0,
+            lanes,
+            vectors,
+            hidden_lanes,
+            hidden_vectors,
+            to_embed,
+            x_NI,
+            neighbours_NK,
+            planes,
+            embedding,
+            scratch,
+            tokens_NC,
+        )
+        step = 1
+        for layer in range(len(layers.gain)):
             plane = planes[layer % len(planes)]
-            occupied, hidden = len(plane.occupied), plane.hidden_total[0]
-            first, first_bias_C = layers.first_kernel[layer], layers.first_bias[layer]
-            last, last_bias_C = layers.last_kernel[layer], layers.last_bias[layer]
-            step = 1 + STEPS_PER_LAYER * layer
+            occupied, around = len(plane.occupied), plane.hidden_total[0]
+            kernel, bias = layers.first_kernel[layer], layers.first_bias[layer]
+            last_kernel, last_bias = layers.last_kernel[layer], layers.last_bias[layer]
             flatten_all(progress, step, rows, tokens_NC, plane, layer, layers, mean_MC)
-            convolve_all(progress, step + 1, cells, hidden, mean_MC, plane.around, first, first_bias_C, True, hidden_GC)
+            convolve_all(progress, step + 1, cells, around, mean_MC, plane.around, kernel, bias, True, hidden_GC)
             convolve_all(
-                progress, step + 2, cells, occupied, hidden_GC, plane.hidden, last, last_bias_C, False, mixed_MC
+                progress, step + 2, cells, occupied, hidden_GC, plane.hidden, last_kernel, last_bias, False, mixed_MC
             )
-
-            step, parts = step + 3, parts_of(points, rows)
-            part = begin_part(progress, step)
-            while part < parts:
-                for begin in range(part * rows, min((part + 1) * rows, points), BLOCK_ROWS):
-                    end = min(begin + BLOCK_ROWS, points)
-                    tokens_nC, factor_nC, place_n = (
-                        tokens_NC[begin:end],
-                        factor_rC[: end - begin],
-                        plane.place[begin:end],
-                    )
-                    epsilon = layers.channel_epsilon[layer]
-                    inflate_and_normalise(mixed_MC, place_n, epsilon, rounds, tokens_nC, factor_nC)
-                    if in_bytes:
-                        mix_channels_in_bytes(
-                            mix_lanes,
-                            mix_vectors,
-                            byte_lanes,
-                            byte_vectors,
-                            layer,
-                            layers,
-                            factor_nC,
-                            hidden_rC,
-                            bytes_rC,
-                            gain_r,
-                            tokens_nC,
-                        )
-                    else:
-                        mix_channels(mix_lanes, mix_vectors, layer, layers, factor_nC, hidden_rC, tokens_nC)
-                    if layer == depth - 1:
-                        multiply(head_lanes, head_vectors, BIASED, tokens_nC, head.weight, head.bias, logits_rO)
-                        logits_NO[begin:end] = logits_rO[: end - begin, :outputs]
-                end_part(progress, step)
-                part = begin_part(progress, step)
-            wait_for(progress, step, parts)
+            mix_all(
+                progress,
+                step + 3,
+                first_lanes,
+                first_vectors,
+                hidden_lanes,
+                hidden_vectors,
+                rounds,
+                rows,
+                layer,
+                mixed_MC,
+                plane.place,
+                layers,
+                scratch,
+                tokens_NC,
+            )
+            step += STEPS_PER_LAYER
+        classify_all(progress, step, head_lanes, head_vectors, rows, tokens_NC, head, scratch, logits_NO)
 
     return compute

@@ -187,6 +187,8 @@ def byte_tile(
     """
     if not all(isinstance(one, types.IntegerLiteral) for one in (lanes, vectors, rows, form)):
         raise TypingError("lanes, vectors, rows and form of a tile are constants")
+    if form.literal_value & RECTIFIED:
+        raise TypingError("a tile of bytes has no ReLU")
     kinds = (types.uint8, types.int8, types.float32, types.float32, types.float32, types.float32)
     for array, known in zip((factor, weight, bias, out, factor_gain, weight_gain), kinds):
         if array.layout != "C" or array.dtype != known:

@@ -271,7 +271,7 @@ def test_memory_stays_flat_over_sweeps_of_changing_size(precision: str, variant:
 
 def test_bytes_are_refused_where_they_cannot_be_computed(tmp_path: Path) -> None:
     path = saved(tmp_path / "m.safetensors", SMALL)
-    with pytest.raises(UserError, match=r"for CPUs with VNNI .* width 24; take auto"):
+    with pytest.raises(UserError, match=r"for CPUs with VNNI .* width 24; set precision to auto"):
         backends.TorchBackend(path, device="cpu", precision="int8", threads=2)
 
 
@@ -297,6 +297,7 @@ def test_auto_takes_bfloat16_only_where_it_is_faster_and_keeps_the_labels(
 @pytest.mark.parametrize(
     ("width", "has_bytes", "has_bfloat16", "expected"),
     [
+        (48, True, True, ()),
         (64, True, True, ("bfloat16",)),
         (64, True, False, ("int8",)),
         (256, True, True, ("int8", "bfloat16")),

@@ -209,6 +209,12 @@ def test_a_wrong_model_or_device_says_what_to_do(tmp_path: Path, settings: dict,
         Segmenter(SegmenterConfig(**{"model": str(path), **settings}), tmp_path)
 
 
+@pytest.mark.parametrize("device", ["cpu", "cuda", "tensorrt"])
+def test_onnx_models_are_not_computed_in_bytes(device: str, tmp_path: Path) -> None:
+    with pytest.raises(UserError, match=r"int8, which takes a \.safetensors model and a CPU, but the model is m\.onnx"):
+        _providers(device, "int8", [], tmp_path / "m.onnx")
+
+
 def test_engines_of_tensorrt_are_kept_apart_by_the_bytes_of_the_model(tmp_path: Path) -> None:
     path, folders = tmp_path / "m.onnx", set()
     for data in (b"one", b"two", b"one"):

@@ -35,6 +35,8 @@ TILINGS = [
         marks=pytest.mark.skipif(not HAS_BFLOAT16, reason="this processor has no bfloat16 products of vectors"),
     ),
 ]
+WIDE_BYTES = pytest.mark.skipif(byte_tiling_for(64) != Tiling(16, 4), reason="this processor has no wide bytes")
+BYTE_TILINGS = [Tiling(8, 2), pytest.param(Tiling(16, 4), marks=WIDE_BYTES)]
 pytestmark = pytest.mark.skipif(tiling_for(64, torch.float32) is None, reason="for this processor no tiles are known")
 
 
@@ -150,6 +152,24 @@ def test_arrays_that_a_tile_would_read_wrongly_are_refused(
         product(Tiling(16, 4), form)(factor, weight, bias, out)
 
 
+@pytest.mark.parametrize(
+    ("features", "width", "expected"),
+    [
+        ("+avx512f,+avx512vnni", 64, Tiling(16, 4)),
+        ("+avx512f,+avx512vnni,+avxvnni", 256, Tiling(16, 4)),
+        ("+avx512f,+avx512vnni", 48, None),
+        ("+avx2,+fma,+avxvnni", 48, Tiling(8, 2)),
+        ("+avx512f,+avx512vnni,+amx-bf16", 64, None),
+        ("+avx512f,-avx512vnni,-avxvnni", 64, None),
+    ],
+)
+def test_processors_with_products_of_bytes_are_known(
+    features: str, width: int, expected: Tiling | None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(tiles, "processor_features", lambda: frozenset(features.split(",")))
+    assert byte_tiling_for(width) == expected
+
+
 def product_of_bytes(tiling: Tiling, form: int, *arrays: np.ndarray) -> None:
     lanes, vectors = tiling
 
@@ -168,7 +188,7 @@ def product_of_bytes(tiling: Tiling, form: int, *arrays: np.ndarray) -> None:
 
 
 @pytest.mark.skipif(byte_tiling_for(64) is None, reason="this processor has no products of bytes")
-@pytest.mark.parametrize("tiling", [Tiling(8, 2), Tiling(16, 4)])
+@pytest.mark.parametrize("tiling", BYTE_TILINGS)
 @pytest.mark.parametrize("form", [BIASED, ADDED, HIGHEST])
 @pytest.mark.parametrize(("rows", "width"), [(1, 64), (7, 64), (16, 192)])
 def test_a_product_of_bytes_is_that_of_what_they_are_worth(tiling: Tiling, form: int, rows: int, width: int) -> None:
@@ -191,7 +211,7 @@ def test_a_product_of_bytes_is_that_of_what_they_are_worth(tiling: Tiling, form:
     product_of_bytes(tiling, form, whole, gain, packed_weight, of_weight, bias, out)
     assert np.abs(out - expected).max() < 1e-4
     # Half of a byte's worth is the most that each factor is off, and likewise each weight.
-    assert np.abs(whole * gain[:, None] - x).max() <= gain.max() * 0.501
+    assert (np.abs(whole * gain[:, None] - x) <= gain[:, None] * 0.501).all()
     assert (np.abs(rounded - weight.numpy()) <= of_weight * 0.501).all()
 
 
@@ -213,10 +233,12 @@ def test_what_is_not_finite_is_worth_nan(value: float) -> None:
     assert np.isnan(to_bytes(values, np.empty((4, 64), np.uint8)))
 
 
-@pytest.mark.skipif(byte_tiling_for(64) is None, reason="this processor has no products of bytes")
+@WIDE_BYTES
 def test_bytes_of_another_type_are_refused() -> None:
     wrong = np.zeros((4, 64), np.int8), np.ones(4, np.float32)
     weight, of_weight = packed_bytes(torch.ones(64, 64), Tiling(16, 4))
     others = weight, of_weight, np.zeros(64, np.float32), np.zeros((4, 64), np.float32)
     with pytest.raises(TypingError, match="a tile of bytes takes contiguous uint8"):
         product_of_bytes(Tiling(16, 4), BIASED, *wrong, *others)
+    with pytest.raises(TypingError, match="no ReLU"):
+        product_of_bytes(Tiling(16, 4), RECTIFIED, np.zeros((4, 64), np.uint8), wrong[1], *others)
