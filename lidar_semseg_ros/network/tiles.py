@@ -415,7 +415,7 @@ def multiply_bytes(
 ) -> None:
     """Multiply rows of bytes (n, K) of `to_bytes` by weights of `packed_bytes`, and add a bias, as `multiply` does.
 
-    HIGHEST: all rows have the gain of the first, and there is no bias.
+    HIGHEST: all rows have the gain of the first, and there is no bias. RECTIFIED is refused.
     """
     in_vector, in_row, kind = literally(lanes), literally(vectors), literally(form)
     moves = 0 if kind & HIGHEST else 1
