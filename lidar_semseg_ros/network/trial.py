@@ -17,7 +17,7 @@ LEAST_AGREEMENT = 0.99
 LEAST_WIDTH = 64
 """Of narrower networks it is not known that they gain."""
 LEAST_WIDTH_IN_BYTES = 256
-"""Measured where there is bfloat16, too: of width 256 int8 takes a sixth to a fifth less time, of width 64 a sixth more."""
+"""Where there is bfloat16, too: of width 256 int8 takes a sixth to a fifth less time, of width 64 a sixth more."""
 
 TRIAL_RINGS, TRIAL_COLUMNS = 32, 900
 TRIAL_BOXES = 8
