@@ -9,7 +9,7 @@ over range(len(values)), but none over the values themselves.
 
 from __future__ import annotations
 
-from typing import TypeAlias
+from typing import NamedTuple, TypeAlias
 
 import numpy as np
 
@@ -25,6 +25,48 @@ SPARE = 4
 LAST = np.int64(2**63 - 1)
 """Ends a list of cells."""
 UNSETTLED = -2
+
+
+class PointList(NamedTuple):
+    """N points sorted by the cells of 2^level voxels along each axis in which they lie, M of them; see CellList.
+
+    totals: M + 1, and `most_candidates`. numbers, starts: (N + 1,), of which M + 1 are filled. order: (N,).
+    coordinates: (3, N) float64, by cell.
+    """
+
+    level: int
+    along_x: int
+    along_y: int
+    totals: np.ndarray
+    numbers: np.ndarray
+    starts: np.ndarray
+    order: np.ndarray
+    coordinates: np.ndarray
+
+
+class Queries(NamedTuple):
+    """Points (R, 3) float32 whose nearest one is looked for, and a list of all or of some of them; see CellList.
+
+    voxel: (R, 3). totals: (1,), M + 1. numbers, starts: (R + 1,), of which M + 1 are filled. order: (R,).
+    """
+
+    xyz: np.ndarray
+    voxel: np.ndarray
+    totals: np.ndarray
+    numbers: np.ndarray
+    starts: np.ndarray
+    order: np.ndarray
+
+
+class VoxelGrid(NamedTuple):
+    """Voxels of a size, whose lowest corner is low, (3,) float64.
+
+    slack_m: by how much a point may lie beyond its voxel.
+    """
+
+    size_m: float
+    low: np.ndarray
+    slack_m: float
 
 
 @compiled
@@ -396,30 +438,24 @@ def corner_of(voxel: np.ndarray, level: int, low: np.ndarray, size_m: float) -> 
 
 
 @compiled
+def runs_in(cells: PointList | Queries) -> tuple[np.ndarray, np.ndarray]:
+    """Give the filled part of a list's numbers and starts."""
+    filled = cells.totals[0]
+    return cells.numbers[:filled], cells.starts[:filled]
+
+
+@compiled
 def search_neighbours(
-    begin: int,
-    end: int,
-    level: int,
-    along_x: int,
-    along_y: int,
-    numbers: np.ndarray,
-    starts: np.ndarray,
-    order: np.ndarray,
-    points_3M: np.ndarray,
-    most: int,
-    voxel: np.ndarray,
-    voxel_size_m: float,
-    low: np.ndarray,
-    slack_m: float,
-    neighbours: np.ndarray,
+    begin: int, end: int, points: PointList, voxel: np.ndarray, grid: VoxelGrid, neighbours: np.ndarray
 ) -> None:
     """Find the nearest others of the points in the cells begin … end of a list; those of a cell share their candidates.
 
-    numbers, starts: of the list (`runs_of_equal`). points_3M: (3, M) float64, by cell. order: (M,), which row of
-    `voxel`, (M, 3), and of `neighbours`, (M, K), each of them is. most: candidates of a cell (`most_candidates`). Rows
-    that are settled already stay as they are, and so do those that the cell and its neighbours do not settle.
+    voxel: (N, 3), of each point. neighbours: (N, K). Rows that are settled already stay as they are, and so do those
+    that a cell and its neighbours do not settle.
     """
-    count, size_m = neighbours.shape[1], voxel_size_m * (1 << level)
+    along_x, along_y, order, coordinates = points.along_x, points.along_y, points.order, points.coordinates
+    numbers, starts = runs_in(points)
+    count, most, size_m = neighbours.shape[1], points.totals[1], grid.size_m * (1 << points.level)
     x, y, z, squared, rows = np.empty(most), np.empty(most), np.empty(most), np.empty(most), np.empty(most, np.int64)
     chosen = np.empty(count + SPARE + 1, np.int64)
     at = columns_before(numbers[begin], along_x, along_y, numbers)
@@ -427,19 +463,19 @@ def search_neighbours(
         first, last = starts[cell], starts[cell + 1]
         if not any_open(neighbours[:, 0], order[first:last]):
             continue
-        found = gather(numbers[cell], along_x, along_y, numbers, starts, at, points_3M, x, y, z, rows)
+        found = gather(numbers[cell], along_x, along_y, numbers, starts, at, coordinates, x, y, z, rows)
         if found <= count:
             continue
-        near, corner_m = squared[: filled_up(found)], corner_of(voxel[order[first]], level, low, size_m)
+        near, corner_m = squared[: filled_up(found)], corner_of(voxel[order[first]], points.level, grid.low, size_m)
         guess = size_m * size_m
         for i in range(first, last):
             if neighbours[order[i], 0] != UNSETTLED:
                 continue
-            qx, qy, qz = points_3M[0, i], points_3M[1, i], points_3M[2, i]
+            qx, qy, qz = coordinates[0, i], coordinates[1, i], coordinates[2, i]
             squared_distances(x, y, z, qx, qy, qz, near)
             near[i - rows[0]] = np.inf  # itself: its column comes first, in its order
             # Every point nearer than this is a candidate.
-            reach_m = max(size_m + border_of(qx, qy, qz, corner_m, size_m) - slack_m, 0.0)
+            reach_m = max(size_m + border_of(qx, qy, qz, corner_m, size_m) - grid.slack_m, 0.0)
             farthest = smallest(near, count, guess, chosen)
             guess = 1.1 * farthest  # of the next point, which is near
             if farthest <= reach_m * reach_m:
@@ -451,50 +487,39 @@ def search_neighbours(
 def search_nearest(
     begin: int,
     end: int,
-    level: int,
-    along_x: int,
-    along_y: int,
-    numbers: np.ndarray,
-    starts: np.ndarray,
-    order: np.ndarray,
-    points_3M: np.ndarray,
-    most: int,
-    query_numbers: np.ndarray,
-    query_starts: np.ndarray,
-    query_order: np.ndarray,
-    queries: np.ndarray,
-    voxel: np.ndarray,
-    voxel_size_m: float,
-    low: np.ndarray,
-    slack_m: float,
+    points: PointList,
+    queries: Queries,
+    grid: VoxelGrid,
     limit_m: float,
     nearest: np.ndarray,
 ) -> None:
     """Find the nearest point of each query in the cells begin … end of their list, -1 if none is nearer than limit_m.
 
-    numbers, starts, order, points_3M, most: as in `search_neighbours`; query_numbers, query_starts, query_order: the
-    same of queries (R, 3) float32, whose voxels, (R, 3), and answers, (R,), are in their own order. Answers that are
-    settled already stay as they are, and so do those that a cell and its neighbours do not settle.
+    nearest: (R,). Answers that are settled already stay as they are, and so do those that a cell and its neighbours do
+    not settle.
     """
-    size_m, limit = voxel_size_m * (1 << level), limit_m * limit_m
-    rows = np.empty(most, np.int64)
+    along_x, along_y, order, coordinates = points.along_x, points.along_y, points.order, points.coordinates
+    xyz, (numbers, starts) = queries.xyz, runs_in(points)
+    query_numbers, query_starts = runs_in(queries)
+    size_m, limit = grid.size_m * (1 << points.level), limit_m * limit_m
+    rows = np.empty(points.totals[1], np.int64)
     at = columns_before(query_numbers[begin], along_x, along_y, numbers)
     for cell in range(begin, end):
-        these = query_order[query_starts[cell] : query_starts[cell + 1]]
+        these = queries.order[query_starts[cell] : query_starts[cell + 1]]
         if not any_open(nearest, these):
             continue
         found = list_candidates(query_numbers[cell], along_x, along_y, numbers, starts, at, rows)
-        corner_m = corner_of(voxel[these[0]], level, low, size_m)
+        corner_m = corner_of(queries.voxel[these[0]], points.level, grid.low, size_m)
         for row in these:
             if nearest[row] != UNSETTLED:
                 continue
-            qx, qy, qz = np.float64(queries[row, 0]), np.float64(queries[row, 1]), np.float64(queries[row, 2])
+            qx, qy, qz = np.float64(xyz[row, 0]), np.float64(xyz[row, 1]), np.float64(xyz[row, 2])
             distance, best = np.inf, np.int64(-1)
             for i in rows[:found]:
-                dx, dy, dz = points_3M[0, i] - qx, points_3M[1, i] - qy, points_3M[2, i] - qz
+                dx, dy, dz = coordinates[0, i] - qx, coordinates[1, i] - qy, coordinates[2, i] - qz
                 squared = dx * dx + dy * dy + dz * dz
                 is_nearer = squared < distance
                 distance, best = squared if is_nearer else distance, i if is_nearer else best
-            reach_m = max(size_m + border_of(qx, qy, qz, corner_m, size_m) - slack_m, 0.0)
+            reach_m = max(size_m + border_of(qx, qy, qz, corner_m, size_m) - grid.slack_m, 0.0)
             if min(distance, limit) <= reach_m * reach_m:
                 nearest[row] = order[best] if distance < limit else -1

@@ -7,18 +7,20 @@ these leave open, cells of up to 32 voxels are searched.
 
 from __future__ import annotations
 
-from typing import NamedTuple
-
 import numpy as np
 
 from lidar_semseg_ros.network.crew import begin_part, end_part, wait_for
 from lidar_semseg_ros.network.kernels import (
     UNSETTLED,
+    PointList,
+    Queries,
+    VoxelGrid,
     by_axis,
     cell_numbers,
     cells_along,
     most_candidates,
     points_at,
+    runs_in,
     runs_of_equal,
     search_nearest,
     search_neighbours,
@@ -30,37 +32,6 @@ LEVELS = (0, 2, 3, 4, 5)
 PARTS = 24
 """Of each search; many, for cells differ in work."""
 STEPS = 2 * len(LEVELS)
-
-
-class PointList(NamedTuple):
-    """N points sorted by the cells of 2^level voxels along each axis in which they lie, M of them; see CellList.
-
-    totals: M + 1, and `most_candidates`. numbers, starts: (N + 1,), of which M + 1 are filled. order: (N,).
-    coordinates: (3, N) float64, by cell.
-    """
-
-    level: int
-    along_x: int
-    along_y: int
-    totals: np.ndarray
-    numbers: np.ndarray
-    starts: np.ndarray
-    order: np.ndarray
-    coordinates: np.ndarray
-
-
-class Queries(NamedTuple):
-    """Points (R, 3) whose nearest one is looked for, and a list of all or of some of them; see CellList.
-
-    filled: (1,), M + 1. numbers, starts: (R + 1,), of which M + 1 are filled. order: (R,).
-    """
-
-    xyz: np.ndarray
-    voxel: np.ndarray
-    filled: np.ndarray
-    numbers: np.ndarray
-    starts: np.ndarray
-    order: np.ndarray
 
 
 def room_for(points: int, highest: np.ndarray) -> tuple[PointList, ...]:
@@ -100,12 +71,13 @@ def list_open(points: PointList, queries: Queries, nearest: np.ndarray) -> None:
     queries.numbers[: len(numbers)], queries.starts[: len(starts)] = numbers, starts
     for i in range(len(rows)):
         queries.order[i] = rows[order[i]]
-    queries.filled[0] = len(numbers)
+    queries.totals[0] = len(numbers)
 
 
 @compiled
-def cells_of_part(starts: np.ndarray, part: int) -> tuple[int, int]:
-    """Choose cells that hold a PARTS-th of the points: from the first to behind the last."""
+def cells_of_part(cells: PointList | Queries, part: int) -> tuple[int, int]:
+    """Choose cells of a list that hold a PARTS-th of its points: from the first to behind the last."""
+    starts = runs_in(cells)[1]
     points = starts[-1]
     edges = np.searchsorted(starts, np.array([part * points // PARTS, (part + 1) * points // PARTS]))
     return edges[0], edges[1]
@@ -119,9 +91,7 @@ def search(
     lists: tuple[PointList, ...],
     all_queries: Queries,
     open_queries: Queries,
-    voxel_size_m: float,
-    low: np.ndarray,
-    slack_m: float,
+    grid: VoxelGrid,
     limit_m: float,
     neighbours: np.ndarray,
     nearest: np.ndarray,
@@ -129,8 +99,8 @@ def search(
     """Search for neighbours (V, K) of points (V, 3), and for the one of these that is nearest to each query (R, 3).
 
     Answers, of neighbours the first of each row, are UNSETTLED before, or known; those that need cells larger than
-    LEVELS has stay so. lists: for the points, of `room_for`. all_queries: sorted by voxel. slack_m: by how much a point
-    may lie beyond its cell. Others as in network/voxels.py.
+    LEVELS has stay so. lists: for the points, of `room_for`. all_queries: sorted by voxel. open_queries: room for a
+    list. limit_m: as in network/voxels.py.
     """
     step = 0
     part = begin_part(progress, step)
@@ -153,52 +123,15 @@ def search(
         first = PARTS if place + 1 < len(lists) else 0
         part = begin_part(progress, step)
         while part < first + PARTS:
-            points = lists[place + 1] if part < first else lists[place]
-            filled, most = points.totals
-            numbers, starts = points.numbers[:filled], points.starts[:filled]
-            query_numbers, query_starts = queries.numbers[: queries.filled[0]], queries.starts[: queries.filled[0]]
-            begin, end = cells_of_part(starts, part) if part < first else cells_of_part(query_starts, part - first)
-            if part < first and begin < end:
-                search_neighbours(
-                    begin,
-                    end,
-                    points.level,
-                    points.along_x,
-                    points.along_y,
-                    numbers,
-                    starts,
-                    points.order,
-                    points.coordinates,
-                    most,
-                    voxel,
-                    voxel_size_m,
-                    low,
-                    slack_m,
-                    neighbours,
-                )
-            elif begin < end:
-                search_nearest(
-                    begin,
-                    end,
-                    points.level,
-                    points.along_x,
-                    points.along_y,
-                    numbers,
-                    starts,
-                    points.order,
-                    points.coordinates,
-                    most,
-                    query_numbers,
-                    query_starts,
-                    queries.order,
-                    queries.xyz,
-                    queries.voxel,
-                    voxel_size_m,
-                    low,
-                    slack_m,
-                    limit_m,
-                    nearest,
-                )
+            if part < first:
+                points = lists[place + 1]
+                begin, end = cells_of_part(points, part)
+                if begin < end:
+                    search_neighbours(begin, end, points, voxel, grid, neighbours)
+            else:
+                begin, end = cells_of_part(queries, part - first)
+                if begin < end:
+                    search_nearest(begin, end, lists[place], queries, grid, limit_m, nearest)
             end_part(progress, step)
             part = begin_part(progress, step)
         wait_for(progress, step, first + PARTS)

@@ -12,7 +12,7 @@ bytes that have a sign are of four factors at a time, and sums are whole numbers
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from functools import cache
 from typing import Any, NamedTuple
 
@@ -134,31 +134,13 @@ def tile(
 
     TypingError, when it is compiled, for arrays that are not contiguous or of other types than those of a form.
     """
-    if not all(isinstance(one, types.IntegerLiteral) for one in (lanes, vectors, rows, form)):
-        raise TypingError("lanes, vectors, rows and form of a tile are constants")
-    exact = form.literal_value & (ADDED | HIGHEST)
-    out_types = (types.float32,) if exact else (types.float32, types.int16)
+    constants = _constants(lanes, vectors, rows, form)
+    out_types = (types.float32,) if constants[3] & (ADDED | HIGHEST) else (types.float32, types.int16)
     kinds = ((types.float32, types.int16), (factor.dtype,), (types.float32,), out_types)
-    for array, known in zip((factor, weight, bias, out), kinds):
-        if array.layout != "C" or array.dtype not in known:
-            raise TypingError(f"a tile takes contiguous {' or '.join(map(str, known))}, but got {array}")
-    shape = Tiling(lanes.literal_value, vectors.literal_value)
+    _require("a tile", (factor, weight, bias, out), kinds)
     signature = types.void(lanes, vectors, rows, form, factor, row, weight, panel, bias, out, out_row)
-
-    def generate(context: Any, builder: ir.IRBuilder, signature: Any, arguments: Any) -> Any:
-        arrays = {name: context.make_array(signature.args[place]) for name, place in ARRAY_PLACES.items()}
-        views = {name: make(context, builder, arguments[ARRAY_PLACES[name]]) for name, make in arrays.items()}
-        _Tile(
-            builder,
-            shape,
-            rows.literal_value,
-            form.literal_value,
-            rounds_factor=factor.dtype == types.int16,
-            rounds_out=out.dtype == types.int16,
-        ).write(views, row=arguments[5], panel=arguments[7], out_row=arguments[10])
-        return context.get_dummy_value()
-
-    return signature, generate
+    rounds = {"rounds_factor": factor.dtype == types.int16, "rounds_out": out.dtype == types.int16}
+    return signature, _generator(lambda builder: _Tile(builder, *constants, **rounds), ARRAY_PLACES)
 
 
 ARRAY_PLACES = {"factor": 4, "weight": 6, "bias": 8, "out": 9}
@@ -185,40 +167,60 @@ def byte_tile(
 
     factor_gain: (n,), of a row, HIGHEST: of all rows of the tile. weight_gain: (C,).
     """
-    if not all(isinstance(one, types.IntegerLiteral) for one in (lanes, vectors, rows, form)):
-        raise TypingError("lanes, vectors, rows and form of a tile are constants")
-    if form.literal_value & RECTIFIED:
+    constants = _constants(lanes, vectors, rows, form)
+    if constants[3] & RECTIFIED:
         raise TypingError("a tile of bytes has no ReLU")
-    kinds = (types.uint8, types.int8, types.float32, types.float32, types.float32, types.float32)
-    for array, known in zip((factor, weight, bias, out, factor_gain, weight_gain), kinds):
-        if array.layout != "C" or array.dtype != known:
-            raise TypingError(f"a tile of bytes takes contiguous {known}, but got {array}")
-    shape = Tiling(lanes.literal_value, vectors.literal_value)
+    kinds = (types.uint8, types.int8, *[types.float32] * 4)
+    _require("a tile of bytes", (factor, weight, bias, out, factor_gain, weight_gain), [(kind,) for kind in kinds])
     signature = types.void(
         lanes, vectors, rows, form, factor, row, weight, panel, bias, out, out_row, factor_gain, weight_gain
     )
+    places = ARRAY_PLACES | {"factor_gain": 11, "weight_gain": 12}
+    return signature, _generator(lambda builder: _ByteTile(builder, *constants), places)
+
+
+def _constants(*given: Any) -> tuple[int, ...]:
+    if not all(isinstance(one, types.IntegerLiteral) for one in given):
+        raise TypingError("lanes, vectors, rows and form of a tile are constants")
+    return tuple(one.literal_value for one in given)
+
+
+def _require(what: str, arrays: Sequence[Any], kinds: Sequence[tuple[Any, ...]]) -> None:
+    """Raise TypingError unless arrays are contiguous and of one of the kinds known for each."""
+    for array, known in zip(arrays, kinds):
+        if array.layout != "C" or array.dtype not in known:
+            raise TypingError(f"{what} takes contiguous {' or '.join(map(str, known))}, but got {array}")
+
+
+def _generator(make: Callable[[ir.IRBuilder], _Tile], places: dict[str, int]) -> Callable[..., Any]:
+    """Give what numba calls for the instructions of a tile; places: of its arrays among the arguments."""
 
     def generate(context: Any, builder: ir.IRBuilder, signature: Any, arguments: Any) -> Any:
-        places = ARRAY_PLACES | {"factor_gain": 11, "weight_gain": 12}
         arrays = {name: context.make_array(signature.args[place]) for name, place in places.items()}
-        views = {name: make(context, builder, arguments[places[name]]) for name, make in arrays.items()}
-        _ByteTile(builder, shape, rows.literal_value, form.literal_value, rounds_factor=True, rounds_out=False).write(
-            views, row=arguments[5], panel=arguments[7], out_row=arguments[10]
-        )
+        views = {name: array(context, builder, arguments[places[name]]) for name, array in arrays.items()}
+        make(builder).write(views, row=arguments[5], panel=arguments[7], out_row=arguments[10])
         return context.get_dummy_value()
 
-    return signature, generate
+    return generate
 
 
 class _Tile:
     """The instructions of one tile."""
 
     def __init__(
-        self, builder: ir.IRBuilder, shape: Tiling, rows: int, form: int, *, rounds_factor: bool, rounds_out: bool
+        self,
+        builder: ir.IRBuilder,
+        lanes: int,
+        vectors: int,
+        rows: int,
+        form: int,
+        *,
+        rounds_factor: bool,
+        rounds_out: bool,
     ) -> None:
-        self.builder, self.shape, self.rows, self.form = builder, shape, rows, form
+        self.builder, self.shape, self.rows, self.form = builder, Tiling(lanes, vectors), rows, form
         self.rounds_factor, self.rounds_out = rounds_factor, rounds_out
-        self.vector = self.sum = ir.VectorType(FLOAT, shape.lanes)
+        self.vector = self.sum = ir.VectorType(FLOAT, lanes)
 
     def write(self, views: dict[str, Any], row: ir.Value, panel: ir.Value, out_row: ir.Value) -> None:
         """Start from the bias, add the products of one factor, or of two, after the other, and finish."""
@@ -338,9 +340,9 @@ class _Tile:
 class _ByteTile(_Tile):
     """The instructions of one tile of bytes, whose sums are whole numbers."""
 
-    def __init__(self, *arguments: Any, **more: Any) -> None:
-        super().__init__(*arguments, **more)
-        self.sum = ir.VectorType(WORD, self.shape.lanes)
+    def __init__(self, builder: ir.IRBuilder, lanes: int, vectors: int, rows: int, form: int) -> None:
+        super().__init__(builder, lanes, vectors, rows, form, rounds_factor=True, rounds_out=False)
+        self.sum = ir.VectorType(WORD, lanes)
 
     def write(self, views: dict[str, Any], row: ir.Value, panel: ir.Value, out_row: ir.Value) -> None:
         """Sum the products, then weigh the sums, or the highest of them, and add the bias."""

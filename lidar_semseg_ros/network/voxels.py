@@ -74,8 +74,8 @@ def neighbours_and_nearest(
     one nearer than limit_m gets -1.
     """
     from lidar_semseg_ros.network.crew import progress_of
-    from lidar_semseg_ros.network.kernels import UNSETTLED, points_at
-    from lidar_semseg_ros.network.search import STEPS, Queries, room_for, room_for_queries, search
+    from lidar_semseg_ros.network.kernels import UNSETTLED, Queries, VoxelGrid, points_at
+    from lidar_semseg_ros.network.search import STEPS, room_for, room_for_queries, search
 
     points, point_voxel = points_at(voxels.xyz, kept), points_at(voxels.voxel, kept)
     low = voxels.low.astype(np.float64)
@@ -93,9 +93,7 @@ def neighbours_and_nearest(
         room_for(len(kept), voxels.highest),
         Queries(voxels.xyz, voxels.voxel, np.array([len(by_voxel.numbers)]), *by_voxel),
         room_for_queries(voxels.xyz, voxels.voxel),
-        voxels.voxel_size_m,
-        low,
-        slack_m,
+        VoxelGrid(voxels.voxel_size_m, low, slack_m),
         limit_m,
         neighbours,
         nearest,

@@ -54,8 +54,12 @@ def test_one_waits_asleep_for_a_part_that_takes_long() -> None:
     assert progress[0, crew.DONE] == 1 and time.thread_time() - before_s < 0.15
 
 
-def test_waiting_for_what_does_not_come_ends() -> None:
+def test_waiting_for_what_does_not_come_ends(monkeypatch: pytest.MonkeyPatch) -> None:
     progress = progress_of(1)
     assert not come(progress, 0, 1, 10)
+    monkeypatch.setattr(crew, "MOST_NAPS", 10)
+    with pytest.raises(RuntimeError, match="begun a part of a step and not ended it"):
+        wait_for.py_func(progress, 0, 1)
     end_part(progress, 0)
     assert come(progress, 0, 1, 10)
+    wait_for(progress, 0, 1)

@@ -19,14 +19,14 @@ from lidar_semseg_ros.core.errors import UserError
 from lidar_semseg_ros.core.frame import LidarFrame
 from lidar_semseg_ros.formats.config_files import package_share
 from lidar_semseg_ros.network import backends, library_products, tiled_network
-from lidar_semseg_ros.network.inference import CpuWaffleIron
-from lidar_semseg_ros.network.inputs import InputConfig, prepare, to_points
+from lidar_semseg_ros.network.inference import CpuWaffleIron, Runner
+from lidar_semseg_ros.network.inputs import InputConfig, NetworkInput, prepare, to_points
 from lidar_semseg_ros.network.model_file import ModelDescription, write_safetensors
 from lidar_semseg_ros.network.reference import PublishedWaffleIron, prepare_as_published
 from lidar_semseg_ros.network.segmenter import Segmenter, SegmenterConfig
 from lidar_semseg_ros.network.tiles import Tiling
 from lidar_semseg_ros.network.trial import faster_precisions, trial_sweep
-from lidar_semseg_ros.network.waffleiron import WaffleIronConfig, planes_of
+from lidar_semseg_ros.network.waffleiron import WaffleIron, WaffleIronConfig, planes_of
 from lidar_semseg_ros.network.workers import RoomOfThread, Workers
 
 INPUTS = InputConfig(
@@ -202,7 +202,7 @@ def test_points_are_embedded_as_by_the_modules(width: int, neighbours: int, poin
 )
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.int8])
 @pytest.mark.parametrize("points", [1, 2, 60, 700])
-@pytest.mark.parametrize("neighbours", [1, 5, 16])
+@pytest.mark.parametrize("neighbours", [1, 5, 16, 70])
 def test_one_function_computes_what_the_modules_do(
     config: WaffleIronConfig, neighbours: int, points: int, dtype: torch.dtype
 ) -> None:
@@ -249,9 +249,10 @@ def test_the_shipped_model_labels_in_lower_precision_as_in_float32(precision: st
     assert np.mean(exact.segment(frame).labels.class_id == rounded.segment(frame).labels.class_id) >= 0.995
 
 
-@pytest.mark.parametrize("precision", ["float32", "bfloat16"])
+@pytest.mark.parametrize("precision", ["float32", "bfloat16", "int8"])
 @pytest.mark.parametrize("variant", ["waffleiron", "waffleiron with tiles"])
 def test_memory_stays_flat_over_sweeps_of_changing_size(precision: str, variant: str, tmp_path: Path) -> None:
+    skip_where_bytes_are_missing(VARIANTS[variant], getattr(torch, precision))
     model = str(saved(tmp_path / "m.safetensors", VARIANTS[variant]))
     segmenter = Segmenter(SegmenterConfig(model=model, device="cpu", precision=precision), tmp_path)
     sizes = np.random.default_rng(0).integers(500, 12000, 300)
@@ -292,6 +293,24 @@ def test_auto_takes_bfloat16_only_where_it_is_faster_and_keeps_the_labels(
     monkeypatch.setattr(f"{trial}.LEAST_AGREEMENT", 1.01)
     assert chosen() == "float32"
     assert "precision auto: float32" in caplog.text
+
+
+def test_auto_takes_the_next_precision_where_the_fastest_changes_labels(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    make, path = backends._runner, saved(tmp_path / "m.safetensors", SMALL)
+
+    class Wrong:
+        def logits(self, prepared: NetworkInput) -> torch.Tensor:
+            return -make(random_network(SMALL), "cpu", "float32", 2).logits(prepared)
+
+    def runner(model: WaffleIron, device: str, precision: str, threads: int) -> Runner:
+        return Wrong() if precision == "int8" else make(model, device, precision, threads)
+
+    monkeypatch.setattr(backends, "_runner", runner)
+    monkeypatch.setattr("lidar_semseg_ros.network.trial.faster_precisions", lambda *_: ("int8", "bfloat16"))
+    assert backends.TorchBackend(path, device="cpu", precision="auto", threads=2).precision == "bfloat16"
+    assert "precision auto: int8 changes" in caplog.text
 
 
 @pytest.mark.parametrize(

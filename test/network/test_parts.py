@@ -115,6 +115,25 @@ def test_the_callers_fault_comes_before_those_of_helpers(monkeypatch: pytest.Mon
         parts.together(fail)
 
 
+def test_two_threads_may_keep_helpers_awake_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    with_two_cores(monkeypatch)
+    both = threading.Barrier(2)
+
+    def work(name: str) -> list[str]:
+        done = []
+        with parts.awake():
+            both.wait(10)  # one of them has the only helper now
+            for _ in range(50):
+                done.append(parts.beside(lambda: name)())
+                parts.together(lambda: None)
+            both.wait(10)
+        return done
+
+    with ThreadPoolExecutor(2) as pool:
+        futures = [pool.submit(work, name) for name in "ab"]
+        assert [future.result(20) for future in futures] == [["a"] * 50, ["b"] * 50]
+
+
 def test_work_that_fails_lets_the_helpers_go(monkeypatch: pytest.MonkeyPatch) -> None:
     with_two_cores(monkeypatch)
     with pytest.raises(KeyError), parts.awake():

@@ -112,6 +112,18 @@ def test_the_number_of_rows_does_not_change_the_last_bit() -> None:
     assert np.array_equal(together, alone)
 
 
+@WIDE_BYTES
+def test_the_number_of_rows_of_bytes_does_not_change_the_last_bit() -> None:
+    tiling, whole = Tiling(16, 4), np.random.default_rng(0).integers(0, 256, (11, 64)).astype(np.uint8)
+    gain, (weight, of_weight) = np.linspace(0.1, 1, 11, dtype=np.float32), packed_bytes(torch.randn(64, 64), tiling)
+    factors = weight, of_weight, np.ones(64, np.float32)
+    together, alone = np.empty((2, 11, 64), np.float32)
+    product_of_bytes(tiling, BIASED, whole, gain, *factors, together)
+    for i in range(11):
+        product_of_bytes(tiling, BIASED, whole[i : i + 1], gain[i : i + 1], *factors, alone[i : i + 1])
+    assert np.array_equal(together, alone)
+
+
 @pytest.mark.parametrize(
     ("features", "dtype", "width", "expected"),
     [
