@@ -92,15 +92,14 @@ class TorchBackend:
         """Take the precision that is faster and labels a trial sweep as float32 does; the same answer every time."""
         from lidar_semseg_ros.network.trial import LEAST_AGREEMENT, faster_precisions, trial_sweep
 
-        exact_runner = _runner(model, self.device, "float32", threads)
         faster = faster_precisions(self.device, model.config)
         if not faster:
-            return "float32", exact_runner
+            return "float32", _runner(model, self.device, "float32", threads)
         inputs = self.description.inputs
         # A field of view may lie beside the sensor, where the trial sweep has no points.
         trial = prepare(trial_sweep(inputs), inputs)
         trial = trial if len(trial) else example_input(inputs)
-        exact = exact_runner.logits(trial).argmax(1)
+        exact = _runner(model, self.device, "float32", threads, is_kept=False).logits(trial).argmax(1)
         for precision in faster:
             runner = _runner(model, self.device, precision, threads)
             logits = runner.logits(trial)
@@ -112,7 +111,7 @@ class TorchBackend:
             changed = 100 * (1 - agreement)
             logger.warning("precision auto: %s changes %.1f %% of a trial sweep's labels", precision, changed)
         logger.warning("precision auto: float32, for no faster one keeps %.0f %% of them", 100 * LEAST_AGREEMENT)
-        return "float32", exact_runner
+        return "float32", _runner(model, self.device, "float32", threads)
 
     def logits(self, prepared: NetworkInput) -> np.ndarray:
         """Compute logits (N, outputs) float32 of N ≥ 1 kept points."""
@@ -120,7 +119,8 @@ class TorchBackend:
         return logits
 
 
-def _runner(model: WaffleIron, device: str, precision: str, threads: int) -> Runner:
+def _runner(model: WaffleIron, device: str, precision: str, threads: int, *, is_kept: bool = True) -> Runner:
+    """Make a network ready; is_kept: for more than one call."""
     import torch
 
     from lidar_semseg_ros.network.inference import CpuWaffleIron
@@ -136,7 +136,7 @@ def _runner(model: WaffleIron, device: str, precision: str, threads: int) -> Run
                 f"head {model.config.head} and width {model.config.width}; set precision to auto"
             )
     if device == "cpu":
-        return CpuWaffleIron(model, dtype, threads or torch.get_num_threads())
+        return CpuWaffleIron(model, dtype, threads or torch.get_num_threads(), stepwise=not is_kept)
     from lidar_semseg_ros.network.fused_network import CudaWaffleIron
 
     return CudaWaffleIron(model, dtype, device)

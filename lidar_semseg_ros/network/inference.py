@@ -164,14 +164,15 @@ class CpuWaffleIron:
     """A network made ready for inference on a CPU; not for two threads at once.
 
     dtype: float32, or bfloat16 or float16 for the products of C × C, or int8 for a part of these, if
-    `tiled_network.fit` says so; tokens and grids are float32 in all of them.
+    `tiled_network.fit` says so; tokens and grids are float32 in all of them. stepwise: with the libraries' products also
+    where tiles fit, so that the first call need not wait until these are compiled.
     """
 
     most_clouds = 1  # every core is busy with one, and a chunk of another one's rows is the same work
 
-    def __init__(self, model: WaffleIron, dtype: torch.dtype, threads: int) -> None:
+    def __init__(self, model: WaffleIron, dtype: torch.dtype, threads: int, *, stepwise: bool = False) -> None:
         model = folded(model)
-        make = TiledNetwork if tiled_network.fit(model.config, dtype) else StepwiseNetwork
+        make = TiledNetwork if tiled_network.fit(model.config, dtype) and not stepwise else StepwiseNetwork
         self._network: TiledNetwork | StepwiseNetwork = make(model, dtype, threads)
         self.config = model.config
 

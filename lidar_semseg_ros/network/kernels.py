@@ -213,9 +213,11 @@ def sorted_order(number: np.ndarray) -> np.ndarray:
 
 
 @compiled
-def runs_of_equal(number: np.ndarray, order: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """List the R different numbers in their order, and LAST, (R + 1,), and where each begins, and the end, (R + 1,)."""
-    numbers, starts = np.empty(len(order) + 1, np.int64), np.empty(len(order) + 1, np.int64)
+def runs_of_equal(number: np.ndarray, order: np.ndarray, numbers: np.ndarray, starts: np.ndarray) -> int:
+    """List the R different numbers in their order, and LAST, in numbers, and where each begins, and the end, in starts.
+
+    number, order: (N,). numbers, starts: (N + 1,), of which R + 1 are filled; R is returned.
+    """
     count: Integer = 0
     before: Integer = -1
     for i in range(len(order)):  # without a branch; what is written for a number that is not new, the next one replaces
@@ -224,7 +226,7 @@ def runs_of_equal(number: np.ndarray, order: np.ndarray) -> tuple[np.ndarray, np
         count += np.int64(one != before)
         before = one
     numbers[count], starts[count] = LAST, len(order)
-    return numbers[: count + 1].copy(), starts[: count + 1].copy()
+    return count
 
 
 @compiled
@@ -235,16 +237,6 @@ def inside_box(xyz: np.ndarray, low: np.ndarray, high: np.ndarray) -> np.ndarray
         x, y, z = xyz[i, 0], xyz[i, 1], xyz[i, 2]
         inside[i] = low[0] < x < high[0] and low[1] < y < high[1] and low[2] < z < high[2]
     return inside
-
-
-@compiled
-def by_axis(xyz: np.ndarray, order: np.ndarray) -> np.ndarray:
-    """Bring points (N, 3) float32 into an order, as (3, N) float64."""
-    points_3N = np.empty((3, len(order)))
-    for i in range(len(order)):
-        for axis in range(3):
-            points_3N[axis, i] = xyz[order[i], axis]
-    return points_3N
 
 
 @compiled

@@ -15,7 +15,6 @@ from lidar_semseg_ros.network.kernels import (
     PointList,
     Queries,
     VoxelGrid,
-    by_axis,
     cell_numbers,
     cells_along,
     most_candidates,
@@ -55,10 +54,12 @@ def fill_list(xyz: np.ndarray, voxel: np.ndarray, points: PointList) -> None:
     """Sort points by cell."""
     number = cell_numbers(voxel, points.level, points.along_x, points.along_y)
     order = sorted_order(number)
-    numbers, starts = runs_of_equal(number, order)
-    points.numbers[: len(numbers)], points.starts[: len(starts)] = numbers, starts
-    points.order[:], points.coordinates[:] = order, by_axis(xyz, order)
-    points.totals[0], points.totals[1] = len(numbers), most_candidates(starts)
+    for i in range(len(order)):
+        points.order[i] = order[i]
+        for axis in range(3):
+            points.coordinates[axis, i] = xyz[order[i], axis]
+    points.totals[0] = runs_of_equal(number, order, points.numbers, points.starts) + 1
+    points.totals[1] = most_candidates(runs_in(points)[1])
 
 
 @compiled
@@ -67,11 +68,9 @@ def list_open(points: PointList, queries: Queries, nearest: np.ndarray) -> None:
     rows = np.flatnonzero(nearest == UNSETTLED)
     number = cell_numbers(points_at(queries.voxel, rows), points.level, points.along_x, points.along_y)
     order = sorted_order(number)
-    numbers, starts = runs_of_equal(number, order)
-    queries.numbers[: len(numbers)], queries.starts[: len(starts)] = numbers, starts
     for i in range(len(rows)):
         queries.order[i] = rows[order[i]]
-    queries.totals[0] = len(numbers)
+    queries.totals[0] = runs_of_equal(number, order, queries.numbers, queries.starts) + 1
 
 
 @compiled

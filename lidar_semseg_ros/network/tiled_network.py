@@ -584,7 +584,9 @@ def classify_all(
         for begin in range(part * rows, min((part + 1) * rows, points), BLOCK_ROWS):
             end = min(begin + BLOCK_ROWS, points)
             multiply(lanes, vectors, BIASED, tokens_NC[begin:end], weights.weight, weights.bias, scratch.logits)
-            logits_NO[begin:end] = scratch.logits[: end - begin, :outputs]
+            for i in range(begin, end):
+                for output in range(outputs):
+                    logits_NO[i, output] = scratch.logits[i - begin, output]
         end_part(progress, step)
         part = begin_part(progress, step)
     wait_for(progress, step, parts)

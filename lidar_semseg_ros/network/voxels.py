@@ -60,7 +60,9 @@ def voxelise(xyz: np.ndarray, voxel_size_m: float) -> Voxels:
     voxel, highest = voxels_of(xyz, low, np.float32(voxel_size_m))
     number = cell_numbers(voxel, 0, *cells_along(highest, 0))
     order = sorted_order(number)
-    cells = CellList(*runs_of_equal(number, order), order)
+    numbers, starts = np.empty(len(xyz) + 1, np.int64), np.empty(len(xyz) + 1, np.int64)
+    filled = runs_of_equal(number, order, numbers, starts) + 1
+    cells = CellList(numbers[:filled], starts[:filled], order)
     return Voxels(xyz=xyz, voxel=voxel, cells=cells, low=low, highest=highest, voxel_size_m=voxel_size_m)
 
 

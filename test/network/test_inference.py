@@ -304,8 +304,8 @@ def test_auto_takes_the_next_precision_where_the_fastest_changes_labels(
         def logits(self, prepared: NetworkInput) -> torch.Tensor:
             return -make(random_network(SMALL), "cpu", "float32", 2).logits(prepared)
 
-    def runner(model: WaffleIron, device: str, precision: str, threads: int) -> Runner:
-        return Wrong() if precision == "int8" else make(model, device, precision, threads)
+    def runner(model: WaffleIron, device: str, precision: str, threads: int, **more: bool) -> Runner:
+        return Wrong() if precision == "int8" else make(model, device, precision, threads, **more)
 
     monkeypatch.setattr(backends, "_runner", runner)
     monkeypatch.setattr("lidar_semseg_ros.network.trial.faster_precisions", lambda *_: ("int8", "bfloat16"))
