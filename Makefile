@@ -6,9 +6,11 @@ READY := $(VENV)/.ready
 # A sourced ROS 2 puts its own packages on PYTHONPATH; this environment brings its own.
 RUN := env -u PYTHONPATH -u AMENT_PREFIX_PATH $(BIN)
 
-# Nodes count what comes too late and what is lost, so their tests run one after the other, when all others are done.
-# Where ROS 2 is missing they are all skipped, for which pytest ends with status 5. What they all run is compiled before.
-LIVE := test/ros test/launch test/test_demo.py
+# Tests of nodes wait more than they compute, and run two at a time, in a ROS domain each, when all others are done; those
+# that play recordings count what comes too late, and run alone. Where ROS 2 is missing they are all skipped, for which
+# pytest ends with status 5. What they all run is compiled before.
+ALONE := test/ros/test_recordings_live.py test/test_demo.py
+LIVE := test/ros test/launch
 
 .PHONY: demo test check bench clean
 
@@ -21,8 +23,9 @@ ifdef ARGS
 else
 	@$(RUN)/lidar-semseg bench --build-only --device cpu
 	@OMP_NUM_THREADS=1 $(RUN)/python -m pytest -n auto --maxprocesses 4 --dist loadfile --no-loadscope-reorder \
-		$(LIVE:%=--ignore=%)
-	@$(RUN)/python -m pytest $(LIVE) || test $$? = 5
+		$(LIVE:%=--ignore=%) $(ALONE:%=--ignore=%)
+	@$(RUN)/python -m pytest -n auto --maxprocesses 2 --dist loadfile $(ALONE:%=--ignore=%) $(LIVE) || test $$? = 5
+	@$(RUN)/python -m pytest $(ALONE) || test $$? = 5
 endif
 
 check: $(READY)

@@ -164,8 +164,8 @@ class CpuWaffleIron:
     """A network made ready for inference on a CPU; not for two threads at once.
 
     dtype: float32, or bfloat16 or float16 for the products of C × C, or int8 for a part of these, if
-    `tiled_network.fit` says so; tokens and grids are float32 in all of them. stepwise: with the libraries' products also
-    where tiles fit, so that the first call need not wait until these are compiled.
+    `tiled_network.fit` says so; tokens and grids are float32 in all of them. stepwise: with the libraries' products
+    even where tiles fit, so that the first call need not wait until these are compiled.
     """
 
     most_clouds = 1  # every core is busy with one, and a chunk of another one's rows is the same work
