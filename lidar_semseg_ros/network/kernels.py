@@ -213,7 +213,7 @@ def sorted_order(number: np.ndarray) -> np.ndarray:
 
 
 @compiled
-def runs_of_equal(number: np.ndarray, order: np.ndarray, numbers: np.ndarray, starts: np.ndarray) -> int:
+def runs_of_equal(number: np.ndarray, order: np.ndarray, numbers: np.ndarray, starts: np.ndarray) -> Integer:
     """List the R different numbers in their order, and LAST, in numbers, and where each begins, and the end, in starts.
 
     number, order: (N,). numbers, starts: (N + 1,), of which R + 1 are filled; R is returned.

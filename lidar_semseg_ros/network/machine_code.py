@@ -26,7 +26,8 @@ def compiled(function: F, fastmath: Collection[str] = ()) -> F:
 
     fastmath: what sums and products may do for speed, in LLVM's words.
     """
-    kept: Any = njit(nogil=True, error_model="numpy", no_cfunc_wrapper=True, fastmath=set(fastmath))(function)
+    options: Any = {"nogil": True, "error_model": "numpy", "fastmath": set(fastmath), "no_cfunc_wrapper": True}
+    kept: Any = njit(**options)(function)
     # As njit(cache=True) does; no folder, neither beside the source nor in the user's cache, is a RuntimeError.
     with contextlib.suppress(RuntimeError):
         kept._cache = _MendingCache(function)
