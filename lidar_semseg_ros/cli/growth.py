@@ -65,11 +65,12 @@ def grown(config: SegmenterConfig, sweeps: int | None, cases: Growth) -> dict[st
     if config.precision == "auto":  # which takes another one from some width on
         config = replace(config, precision="float32")
     order = list(dict.fromkeys(case for by_value in cases.values() for case in by_value.values()))
+    todo = [order[0], *order]  # the first one twice, for whoever compiles keeps the compiler's memory
     # Not by fork, which would hand on what this process holds.
     with multiprocessing.get_context("spawn").Pool(1, maxtasksperchild=1) as pool:
-        done = pool.imap(partial(_measured_case, config=config, sweeps=sweeps), order)
-        shown = tqdm(done, total=len(order), desc="growth", disable=None, file=sys.stderr)
-        found = dict(zip(order, shown))
+        done = pool.imap(partial(_measured_case, config=config, sweeps=sweeps), todo)
+        shown = tqdm(done, total=len(todo), desc="growth", disable=None, file=sys.stderr)
+        found = dict(zip(todo, shown))
     growth = {name: [_row(value, found[case]) for value, case in cases[name].items()] for name in cases}
     facts = {name: found[order[0]][name] for name in ("model", "network", "device", "precision", "sweeps")}
     return {**facts, "machine": machine(), "growth": growth, "slopes": _slopes(growth)}

@@ -28,7 +28,16 @@ from lidar_semseg_ros.core.frame import LidarFrame, PointLabels
 from lidar_semseg_ros.core.packed import packed_frame, point_labels
 from lidar_semseg_ros.core.sensor import FieldNames, IntensityConfig, RangeConfig, SensorConfig
 from lidar_semseg_ros.formats.on_demand import CloudOnDemand, LabelledOnDemand
-from lidar_semseg_ros.formats.pointcloud2 import LAYOUTS, cloud_from_frame, column, packed_cloud
+from lidar_semseg_ros.formats.pointcloud2 import (
+    LAYOUTS,
+    NUMPY_CODES,
+    CloudContent,
+    CloudField,
+    cloud_from_frame,
+    column,
+    packed_cloud,
+    read_cloud,
+)
 from lidar_semseg_ros.network import backends, fused_network
 from lidar_semseg_ros.network.fused_network import CudaWaffleIron
 from lidar_semseg_ros.network.inference import Cells, CpuWaffleIron
@@ -612,9 +621,43 @@ def test_a_replayed_graph_gives_the_same_labels_again(tmp_path: Path, caplog: py
     assert np.allclose(launched.entropy, replayed.entropy, atol=1e-5)
 
 
+def with_bytes(frame: LidarFrame, datatype: int, is_bigendian: bool) -> CloudContent:
+    """Write a cloud with intensities of a type, in an order of bytes."""
+    order = ">" if is_bigendian else "<"
+    points = np.zeros(len(frame), [(name, f"{order}f4") for name in "xyz"] + [("i", order + NUMPY_CODES[datatype])])
+    for axis, name in enumerate("xyz"):
+        points[name] = frame.xyz[:, axis]
+    points["i"] = 200 * frame.intensity
+    return CloudContent(
+        stamp_ns=0,
+        frame_id="lidar",
+        height=1,
+        width=len(frame),
+        fields=(
+            *(CloudField(name, 4 * place, 7) for place, name in enumerate("xyz")),
+            CloudField("intensity", 12, datatype),
+        ),
+        is_bigendian=is_bigendian,
+        point_step=points.itemsize,
+        row_step=points.nbytes,
+        data=points.view(np.uint8),
+        is_dense=True,
+    )
+
+
+@pytest.mark.parametrize(("datatype", "is_bigendian"), [(2, False), (8, True)])
+def test_clouds_are_written_for_the_next_test_as_they_should_be(datatype: int, is_bigendian: bool) -> None:
+    frame = cloud(50)
+    read = read_cloud(with_bytes(frame, datatype, is_bigendian))
+    assert np.array_equal(read.xyz, frame.xyz) and np.abs(read.intensity - 200 * frame.intensity).max() <= 1
+
+
 @needs_gpu
 @pytest.mark.parametrize("layout", LAYOUTS)
-def test_a_replayed_graph_takes_the_settings_of_its_sweep(layout: str, tmp_path: Path) -> None:
+@pytest.mark.parametrize(("datatype", "is_bigendian"), [(2, False), (4, False), (7, False), (7, True), (8, True)])
+def test_a_replayed_graph_takes_the_settings_of_its_sweep(
+    layout: str, datatype: int, is_bigendian: bool, tmp_path: Path
+) -> None:
     path = saved(tmp_path / "m.safetensors", SMALL)
     by_host, by_device = (
         Segmenter(SegmenterConfig(model=str(path), device=device, precision="float32"), tmp_path)
@@ -628,7 +671,7 @@ def test_a_replayed_graph_takes_the_settings_of_its_sweep(layout: str, tmp_path:
         by_host.config = replace(by_host.config, min_score=min_score, input=sensor)
         by_device.config = replace(by_device.config, min_score=min_score, input=sensor)
         for points in (3000, 2900):
-            content = cloud_from_frame(cloud(points, 2.0, seed=points))
+            content = with_bytes(cloud(points, 2.0, seed=points), datatype, is_bigendian)
             asked = CloudOnDemand(content, FieldNames(), layout, PALETTE)
             expected = LabelledOnDemand(asked, by_host.segment(asked.frame).labels)
             for _ in range(by_device.backend.on_device.replays.patience):
