@@ -23,7 +23,8 @@ from lidar_semseg_ros.network.segmenter import STAGES
 
 STAGE_TOPIC = "/segmenter/debug/processing_time/{}_ms"
 LATENCY_TOPIC = "/segmenter/debug/pipeline_latency_ms"
-START_TIMEOUT_S = 120.0
+START_TIMEOUT_S = 600.0
+"""A first start compiles, which takes minutes on a small computer."""
 LAST_WORDS_S = 2.5
 """How long after the last cloud to wait: it may still be in work, and diagnostics come once a second."""
 
@@ -138,6 +139,7 @@ def run_live(
         running("recorder", recording, {}, folder / "recorder.log") as recorder,
         running("segmenter", segmenter, {"~/input/pointcloud": topic}, folder / "segmenter.log") as node,
     ):
+        print("loading the model; a first start compiles for half a minute and more …", file=sys.stderr)
         node.wait_for("ready for clouds")
         recorder.wait_for(f"recording {SEGMENTATION_TOPIC}")
         with running("player", playing, {}, folder / "player.log") as player:

@@ -39,6 +39,7 @@ def main(argv: list[str] | None = None) -> None:
     argv = sys.argv[1:] if argv is None else argv
     parser = argparse.ArgumentParser(prog="lidar-semseg", description="Live semantic segmentation of lidar.")
     logging.basicConfig(level=logging.WARNING, format="%(levelname)s: %(message)s")
+    logging.getLogger("lidar_semseg_ros").setLevel(logging.INFO)
     subparsers = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
     try:
         for name, text in COMMANDS.items():

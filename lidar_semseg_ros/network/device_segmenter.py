@@ -311,6 +311,7 @@ def device_segmenter(
         logger.warning("the host prepares the sweeps, for none of a trial sweep's points lie where the model looks")
         return None
     expected = to_points(runner.logits(prepared).numpy(), prepared).class_id
+    logger.info("the kernels of the other steps are made ready, and CUDA graphs captured")
     try:
         segmenter = DeviceSegmenter(network, inputs, palette, device)
         for _ in range(segmenter.replays.patience):  # the last time by a graph

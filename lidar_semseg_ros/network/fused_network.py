@@ -8,6 +8,7 @@ Letters as in network/waffleiron.py; M: occupied cells of a plane, G: these and 
 from __future__ import annotations
 
 import importlib.util
+import logging
 from collections.abc import Sequence
 from contextlib import AbstractContextManager, nullcontext
 from typing import TYPE_CHECKING, Any
@@ -30,6 +31,8 @@ from lidar_semseg_ros.network.weights import (
 
 if TYPE_CHECKING:
     from lidar_semseg_ros.network.device_inputs import DeviceCells, DeviceInput
+
+logger = logging.getLogger(__name__)
 
 EXAMPLE_POINTS = 40
 MOST_CLOUDS = 8
@@ -146,6 +149,7 @@ class CudaWaffleIron:
         if not has_triton():
             return "Triton is not installed"
         example = _example(model.config.inputs)
+        logger.info("the kernels of the network are made ready; a first start compiles them")
         with torch.inference_mode(), on(self._device):
             try:
                 fused = FusedNetwork(model, dtype, self._device)

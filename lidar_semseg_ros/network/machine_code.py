@@ -1,10 +1,14 @@
-"""Compiled functions whose machine code is kept on disk, also where the disk is full or what is kept is damaged."""
+"""Compiled functions whose machine code is kept on disk, also where the disk is full or what is kept is damaged.
+
+Whoever waits for the compiler hears of it.
+"""
 
 from __future__ import annotations
 
 import contextlib
 import hashlib
 import logging
+import time
 from collections.abc import Callable, Collection
 from functools import cache
 from pathlib import Path
@@ -12,9 +16,13 @@ from typing import Any, TypeVar
 
 from llvmlite import binding
 from numba import njit
+from numba.core import event
 from numba.core.caching import FunctionCache
 
 F = TypeVar("F", bound=Callable[..., Any])
+
+QUIET_S = 5.0
+"""So long nothing is said again of the compiler's progress."""
 
 logger = logging.getLogger(__name__)
 
@@ -32,6 +40,30 @@ def compiled(function: F, fastmath: Collection[str] = ()) -> F:
     with contextlib.suppress(RuntimeError):
         kept._cache = _MendingCache(function)
     return kept
+
+
+class _Progress(event.Listener):
+    """Tells when the compiler begins, and every few seconds how far it has come."""
+
+    def __init__(self) -> None:
+        self._functions, self._begun_s, self._told_s = 0, 0.0, 0.0
+
+    def on_start(self, event: event.Event) -> None:
+        """Hear that a function is compiled; what it calls is compiled within it."""
+        now_s = time.monotonic()
+        if self._functions == 0:
+            logger.info("compiling for this processor; what is compiled is kept for later starts")
+            self._begun_s = self._told_s = now_s
+        elif now_s - self._told_s >= QUIET_S:
+            logger.info("still compiling: %d functions in %.0f s", self._functions, now_s - self._begun_s)
+            self._told_s = now_s
+        self._functions += 1
+
+    def on_end(self, event: event.Event) -> None:
+        """Hear that it is compiled."""
+
+
+event.register("numba:compile", _Progress())
 
 
 class _MendingCache(FunctionCache):

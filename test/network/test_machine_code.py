@@ -5,9 +5,10 @@ from __future__ import annotations
 import importlib.util
 import logging
 from pathlib import Path
-from types import ModuleType
+from types import ModuleType, SimpleNamespace
 
 import pytest
+from numba.core import event
 
 from lidar_semseg_ros.network import machine_code
 
@@ -51,6 +52,31 @@ def test_what_one_process_compiled_the_next_one_loads(folder: Path) -> None:
     assert first.doubled(21) == 42 and hits(first) == 0 and len(kept(folder, ".nbc")) == 1
     second = loaded(folder)
     assert second.doubled(21) == 42 and hits(second) == 1
+
+
+def test_whoever_waits_for_the_compiler_hears_of_it_and_nobody_else(
+    folder: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    progress, now_s = machine_code._Progress(), 0.0
+    monkeypatch.setattr(machine_code, "time", SimpleNamespace(monotonic=lambda: now_s))
+    event.register("numba:compile", progress)
+    try:
+        with caplog.at_level(logging.INFO):
+            first = loaded(folder)
+            first.doubled(1)
+            now_s = 4.0
+            first.doubled(1.5)
+            now_s = 7.0
+            first.doubled(1j)
+            for number in (1, 1.5, 1j):
+                first.doubled(number)
+                loaded(folder).doubled(number)
+    finally:
+        event.unregister("numba:compile", progress)
+    assert caplog.messages == [
+        "compiling for this processor; what is compiled is kept for later starts",
+        "still compiling: 2 functions in 7 s",
+    ]
 
 
 def test_what_was_compiled_is_not_used_once_a_module_beside_it_changes(folder: Path) -> None:

@@ -213,7 +213,7 @@ def test_a_product_of_bytes_is_that_of_what_they_are_worth(tiling: Tiling, form:
     if form == HIGHEST:
         gain[:], bias[:] = to_bytes(x, whole), 0
     packed_weight, of_weight = packed_bytes(weight, tiling)
-    rounded = (weight.double() / torch.from_numpy(of_weight)).round().numpy() * of_weight
+    rounded = (weight / torch.from_numpy(of_weight)).round().double().numpy() * of_weight
     expected = (whole * gain[:, None].astype(np.float64)) @ rounded + bias
     out = there[: 1 if form == HIGHEST else rows].copy()
     if form == ADDED:
