@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import argparse
 import json
-import re
 import tempfile
 import time
 from collections.abc import Iterator
@@ -24,7 +23,7 @@ from lidar_semseg_ros.cli.benchmark import (
     percentiles,
     write_random_model,
 )
-from lidar_semseg_ros.cli.growth import CASES, caption, grown, panels, scanner, table
+from lidar_semseg_ros.cli.growth import CASES, caption, grown, panels, table
 from lidar_semseg_ros.cli.outputs import require_folder
 from lidar_semseg_ros.cli.settings import add_settings, config_from, flag_of
 from lidar_semseg_ros.core.errors import UserError
@@ -43,7 +42,7 @@ from lidar_semseg_ros.network.model_file import read_safetensors
 from lidar_semseg_ros.network.roofline import Ceilings, measured_ceilings
 from lidar_semseg_ros.network.segmenter import Segmenter, SegmenterConfig, model_path
 from lidar_semseg_ros.sim.drive import random_views
-from lidar_semseg_ros.sim.sensors import LIDARS
+from lidar_semseg_ros.sim.sensors import KNOWN_LIDARS, lidar_named
 from lidar_semseg_ros.view.log_log import log_log
 from lidar_semseg_ros.view.paint import save_png
 from lidar_semseg_ros.view.report import text_table
@@ -61,8 +60,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--points",
         metavar="LIDAR|RINGSxCOLUMNS|BAG",
-        help=f"sweeps to label: a simulated lidar ({', '.join(LIDARS)}), one of a resolution such as 128x2048, or a "
-        f"recording (default: {LIDAR})",
+        help=f"sweeps to label: of a simulated lidar ({KNOWN_LIDARS}) or a recording (default: {LIDAR})",
     )
     parser.add_argument("--topic", help="the cloud topic of the recording (default: the only one)")
     parser.add_argument(
@@ -103,10 +101,12 @@ def run(args: argparse.Namespace) -> None:
     if args.growth:
         see_growth(args, config)
         return
-    source = args.points or LIDAR
-    contents = list(islice(clouds(source, args.topic), min(args.sweeps or MOST_SWEEPS, MOST_SWEEPS)))
-    if not contents:
-        raise UserError(f"{source} holds no cloud to label")
+    contents: list[CloudContent] = []
+    if args.random or not args.build_only:
+        source = args.points or LIDAR
+        contents = list(islice(clouds(source, args.topic), min(args.sweeps or MOST_SWEEPS, MOST_SWEEPS)))
+        if not contents:
+            raise UserError(f"{source} holds no cloud to label")
     with tempfile.TemporaryDirectory() as folder:
         if args.random:
             path = Path(folder) / f"{args.random}.safetensors"
@@ -121,7 +121,7 @@ def run(args: argparse.Namespace) -> None:
         if segmenter.path.suffix == ".safetensors":
             figures["ceilings"] = shares(figures, measured_ceilings(segmenter.device, config.threads))
         if args.baseline:
-            figures["baseline"] = compared(segmenter, contents)
+            figures["baseline"] = compared(segmenter, contents, args.sweeps or BASELINE_SWEEPS)
     print(report(figures))
     if args.json:
         args.json.write_text(json.dumps(figures, indent=2) + "\n")
@@ -144,17 +144,14 @@ def see_growth(args: argparse.Namespace, config: SegmenterConfig) -> None:
 
 
 def clouds(source: str, topic: str | None) -> Iterator[CloudContent]:
-    """Yield the clouds of a simulated lidar, by name or by its resolution, endlessly, or of a recording."""
-    resolution = re.fullmatch(r"([1-9]\d*)x([1-9]\d*)", source)
-    if source in LIDARS or resolution:
-        lidar = scanner(int(resolution[1]), int(resolution[2])) if resolution else source
+    """Yield the clouds of a recording, or endlessly those of a simulated lidar."""
+    if not Path(source).exists():
+        try:
+            lidar = lidar_named(source)
+        except UserError as error:
+            raise UserError(f"--points: there is no recording {source}, and {error}") from None
         for frame, _ in random_views(np.random.default_rng(0), lidar):
             yield cloud_from_frame(frame)
-    if not Path(source).exists():
-        raise UserError(
-            f"--points takes a simulated lidar ({', '.join(LIDARS)}), RINGSxCOLUMNS such as 128x2048, or a recording, "
-            f"but there is no recording {source}"
-        )
     with open_bag(Path(source)) as bag:
         for recorded in bag.messages([chosen_cloud_topic(bag, topic, source)]):
             yield cloud_content(recorded.message())
@@ -176,7 +173,7 @@ def shares(figures: dict[str, Any], ceilings: Ceilings) -> dict[str, float]:
     }
 
 
-def compared(segmenter: Segmenter, contents: list[CloudContent]) -> dict[str, Any]:
+def compared(segmenter: Segmenter, contents: list[CloudContent], sweeps: int) -> dict[str, Any]:
     """Time the published algorithm, in float32, and this one in turn on the same device, and compare what they say."""
     from lidar_semseg_ros.network.reference import PublishedWaffleIron, prepare_as_published
     from lidar_semseg_ros.network.waffleiron import WaffleIronConfig
@@ -190,26 +187,36 @@ def compared(segmenter: Segmenter, contents: list[CloudContent]) -> dict[str, An
     )
     if device != "cpu":  # where the first call loads libraries
         published.logits(prepare_as_published(read_cloud(contents[0], segmenter.config.input.fields), inputs))
-    ours_ms, theirs_ms, same, differences = [], [], [], []
-    for index in range(BASELINE_SWEEPS):
+    ours_ms: dict[str, list[float]] = {}
+    theirs_ms: dict[str, list[float]] = {}
+    same, differences = [], []
+    for index in range(sweeps):
         content = contents[index % len(contents)]
         ours = labelled(segmenter, content)
-        ours_ms.append(ours.durations_ms["total"])
-        start = time.perf_counter()
+        begun = time.perf_counter()
         frame = read_cloud(content, segmenter.config.input.fields)
+        read = time.perf_counter()
         prepared = prepare_as_published(frame, inputs)
+        ready = time.perf_counter()
         logits = published.logits(prepared).numpy()
+        computed = time.perf_counter()
         labels = to_points(logits, prepared.way_back())
+        finished = time.perf_counter()
         labelled_cloud(content, frame, labels, segmenter.classes.palette(), segmenter.config.output.layout)
-        theirs_ms.append((time.perf_counter() - start) * 1e3)
+        packed = time.perf_counter()
+        took_s = {"read": read - begun, "prepare": ready - read, "network": computed - ready}
+        took_s |= {"finish": finished - computed, "pack": packed - finished, "total": packed - begun}
+        for stage, duration_ms in ours.durations_ms.items():
+            ours_ms.setdefault(stage, []).append(duration_ms)
+            theirs_ms.setdefault(stage, []).append(1e3 * sum(took_s[part] for part in stage.split(" + ")))
         same.append(float(np.mean(labels.class_id == ours.labelled.labels.class_id)))
         differences.append(float(np.abs(logits - segmenter.backend.logits(prepare(frame, inputs))).max()))
     return {
-        "sweeps": BASELINE_SWEEPS,
+        "sweeps": sweeps,
         "device": device,
-        "published_ms": percentiles(theirs_ms),
-        "ours_ms": percentiles(ours_ms),
-        "ratio": float(np.median(theirs_ms) / np.median(ours_ms)),
+        "published_ms": {stage: percentiles(durations) for stage, durations in theirs_ms.items()},
+        "ours_ms": {stage: percentiles(durations) for stage, durations in ours_ms.items()},
+        "ratio": {stage: float(np.median(theirs_ms[stage]) / np.median(ours_ms[stage])) for stage in ours_ms},
         "peak_memory_mb": peak_memory_mb(),
         "same_labels": float(np.mean(same)),
         "largest_logit_difference": max(differences),
@@ -241,11 +248,17 @@ def report(figures: dict[str, Any]) -> str:
         )
     if "baseline" in figures:
         b = figures["baseline"]
-        lines.append(
-            f"published algorithm on {b['device']} in float32 {b['published_ms']['p50']:.1f} ms, this one "
-            f"{b['ours_ms']['p50']:.1f} ms in turn with it: {b['ratio']:.1f} times as fast; {b['same_labels']:.4%} of "
-            f"the labels the same, logits differ by at most {b['largest_logit_difference']:.1e}"
-        )
+        rows = [
+            [stage, *(f"{b[whose][stage][at]:.1f}" for whose in ("published_ms", "ours_ms") for at in ("p50", "p95")),
+             f"{ratio:.1f}"]
+            for stage, ratio in b["ratio"].items()
+        ]  # fmt: skip
+        lines += [
+            f"published algorithm on {b['device']} in float32 and this one, {b['sweeps']} sweeps in turn:",
+            text_table(["stage", "published p50 ms", "p95 ms", "this one p50 ms", "p95 ms", "times as fast"], rows),
+            f"{b['ratio']['total']:.1f} times as fast; {b['same_labels']:.4%} of the labels the same, logits differ by "
+            f"at most {b['largest_logit_difference']:.1e}",
+        ]
     return "\n".join(lines)
 
 

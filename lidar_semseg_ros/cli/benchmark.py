@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
-import platform
+import os
 import re
 import resource
 from collections.abc import Sequence
+from contextlib import suppress
 from dataclasses import dataclass, replace
+from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
@@ -17,13 +19,14 @@ from lidar_semseg_ros.formats.on_demand import CloudOnDemand, LabelledOnDemand
 from lidar_semseg_ros.formats.pointcloud2 import CloudContent, read_cloud
 from lidar_semseg_ros.network.inputs import prepare
 from lidar_semseg_ros.network.model_file import read_description, write_safetensors
-from lidar_semseg_ros.network.roofline import cost_of, gpu_peak_mb
+from lidar_semseg_ros.network.roofline import cost_of, gpu_name, gpu_peak_mb
 from lidar_semseg_ros.network.segmenter import Segmenter
 
 WARM_UP = 3
 SWEEPS, GPU_SWEEPS = 20, 200
 """Timed by default. On a GPU a hundredth of the sweeps can be slow for a reason, and all take no time."""
 CALIBRATION_SWEEPS, CALIBRATION_POINTS = 4, 4000
+LIBRARIES = ("lidar_semseg_ros", "numpy", "numba", "torch", "triton", "onnxruntime", "onnxruntime-gpu")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -93,7 +96,8 @@ def measured(segmenter: Segmenter, contents: Sequence[CloudContent], sweeps: int
         "device": device,
         "engine": segmenter.backend.engine,
         "precision": segmenter.backend.precision,
-        "machine": platform.processor() or platform.machine(),
+        "machine": machine(device),
+        "versions": versions(),
         "sweeps": sweeps,
         "points": float(np.mean([len(content) for content in contents])),
         "kept_points": float(np.mean([len(one) for one in prepared])),
@@ -132,6 +136,22 @@ def labelled(segmenter: Segmenter, content: CloudContent) -> Timed:
         "total": (packed - start) * 1e3,
     }
     return Timed(durations_ms=durations_ms, labelled=answer)
+
+
+def machine(device: str) -> str:
+    """Tell the GPU, if it is the device, the kind of processor and the cores that this process may use."""
+    names = re.findall(r"model name\s*:\s*(.+)", Path("/proc/cpuinfo").read_text())
+    cpu = f"{names[0] if names else 'unknown processor'}, {len(os.sched_getaffinity(0))} cores"
+    return f"{gpu_name(device)}, {cpu}" if device.startswith("cuda") else cpu
+
+
+def versions() -> dict[str, str]:
+    """Tell the versions of what computes, as far as it is installed."""
+    found = {}
+    for name in LIBRARIES:
+        with suppress(PackageNotFoundError):
+            found[name] = version(name)
+    return found
 
 
 def memory_mb() -> float:

@@ -7,8 +7,6 @@ cores, added up, in which no time counts that other processes take.
 from __future__ import annotations
 
 import multiprocessing
-import os
-import re
 import sys
 import tempfile
 import time
@@ -21,12 +19,12 @@ from typing import Any
 import numpy as np
 from tqdm import tqdm
 
-from lidar_semseg_ros.cli.benchmark import forget_peak_memory, measured, write_random_model
+from lidar_semseg_ros.cli.benchmark import forget_peak_memory, machine, measured, write_random_model
 from lidar_semseg_ros.formats.config_files import package_share
 from lidar_semseg_ros.formats.pointcloud2 import cloud_from_frame
 from lidar_semseg_ros.network.segmenter import Segmenter, SegmenterConfig, model_path
 from lidar_semseg_ros.sim.drive import random_views
-from lidar_semseg_ros.sim.sensors import LIDARS, LidarModel
+from lidar_semseg_ros.sim.sensors import scanner
 from lidar_semseg_ros.view.log_log import Panel, slope
 
 VIEWS = 4
@@ -54,12 +52,6 @@ CASES: Growth = {
 }
 
 
-def scanner(rings: int, columns: int) -> LidarModel:
-    """Make an OS1 of another resolution."""
-    elevations_deg = tuple(np.linspace(22.5, -22.5, rings).tolist())
-    return replace(LIDARS["OS1-64"], elevations_deg=elevations_deg, columns=columns)
-
-
 def grown(config: SegmenterConfig, sweeps: int | None, cases: Growth) -> dict[str, Any]:
     """Time all cases; gives, as JSON takes it, for each quantity its values, and the slopes of what depends on them."""
     if config.precision == "auto":  # which takes another one from some width on
@@ -73,7 +65,7 @@ def grown(config: SegmenterConfig, sweeps: int | None, cases: Growth) -> dict[st
         found = dict(zip(todo, shown))
     growth = {name: [_row(value, found[case]) for value, case in cases[name].items()] for name in cases}
     facts = {name: found[order[0]][name] for name in ("model", "network", "device", "precision", "sweeps")}
-    return {**facts, "machine": machine(), "growth": growth, "slopes": _slopes(growth)}
+    return {**facts, "machine": machine(found[order[0]]["device"]), "growth": growth, "slopes": _slopes(growth)}
 
 
 def _measured_case(case: Case, config: SegmenterConfig, sweeps: int | None) -> dict[str, Any]:
@@ -113,12 +105,6 @@ def _slopes(growth: dict[str, list[dict[str, Any]]]) -> dict[str, dict[str, floa
 
 def _drawn(rows: list[dict[str, Any]]) -> list[str]:
     return [stage for stage in DRAWN if stage in rows[0]["stages_ms"]]
-
-
-def machine() -> str:
-    """Tell the kind of processor and the cores that this process may use."""
-    names = re.findall(r"model name\s*:\s*(.+)", Path("/proc/cpuinfo").read_text())
-    return f"{names[0] if names else 'unknown processor'}, {len(os.sched_getaffinity(0))} cores"
 
 
 def panels(figures: dict[str, Any], cases: Growth) -> list[Panel]:

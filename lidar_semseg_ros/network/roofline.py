@@ -103,6 +103,13 @@ def measured_ceilings(device: str, threads: int) -> Ceilings:
     )
 
 
+def gpu_name(device: str) -> str:
+    """Tell what a GPU is, as PyTorch knows it."""
+    import torch
+
+    return torch.cuda.get_device_name(device) if torch.cuda.is_available() else device
+
+
 def gpu_peak_mb(device: str) -> float:
     """Tell how much memory of a GPU PyTorch held at most, in MiB."""
     import torch

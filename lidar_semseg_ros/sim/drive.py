@@ -13,7 +13,7 @@ from lidar_semseg_ros.core.geometry import OPTICAL_FROM_BODY, rigid, rotation_fr
 from lidar_semseg_ros.core.options import setting
 from lidar_semseg_ros.sim.building import Building, make_building
 from lidar_semseg_ros.sim.furniture import CABINET, OTHER, TABLE
-from lidar_semseg_ros.sim.sensors import LIDARS, LidarModel, Scene, render, scan
+from lidar_semseg_ros.sim.sensors import KNOWN_LIDARS, LIDARS, LidarModel, Scene, lidar_named, render, scan
 
 START_NS = 1_700_000_000_000_000_000
 CAMERA_DELAY_S = 0.033
@@ -29,7 +29,7 @@ ON_FURNITURE = 0.35
 class SimConfig:
     """Settings of a simulated drive."""
 
-    lidar: str = setting("OS1-64", "the lidar", choices=tuple(LIDARS))
+    lidar: str = setting("OS1-64", f"the lidar: {KNOWN_LIDARS}")
     cameras: int = setting(1, "cameras around the robot, the first looks ahead", minimum=0, maximum=4)
     frames: int = setting(200, "sweeps to record", minimum=1)
     speed_mps: float = setting(0.8, "speed of the robot in m/s", minimum=0.0, maximum=5.0)
@@ -65,7 +65,7 @@ def drive(config: SimConfig) -> Iterator[SimulatedFrame]:
     """Drive along a building's way, there and back, at constant speed; the same seed gives the same bytes."""
     rng = np.random.default_rng(config.seed)
     building = make_building(rng)
-    scene, lidar = Scene(building), LIDARS[config.lidar]
+    scene, lidar = Scene(building), lidar_named(config.lidar)
     base_from_lidar = rigid(np.eye(3), np.array([0.0, 0.0, config.lidar_height_m]))
     cameras = [_camera(index, config.lidar_height_m) for index in range(config.cameras)]
     track = _Track(building)
@@ -116,7 +116,7 @@ class BuildingViews:
         pose = rigid(rotation_from_rpy(*rng.normal(0, 0.02, 2), rng.uniform(-np.pi, np.pi)), place)
         names = list(LIDARS)
         lidar = self._lidar or names[rng.integers(len(names))]
-        model = LIDARS[lidar] if isinstance(lidar, str) else lidar
+        model = lidar_named(lidar) if isinstance(lidar, str) else lidar
         return scan(self._scene, model, pose, pose, stamp_ns, "lidar", int(rng.integers(1000)), rng)
 
 

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+import re
+from dataclasses import dataclass, replace
 from functools import lru_cache
 
 import numpy as np
 
 from lidar_semseg_ros.core.camera import PinholeCamera
+from lidar_semseg_ros.core.errors import UserError
 from lidar_semseg_ros.core.frame import UNLABELLED, LidarFrame
 from lidar_semseg_ros.core.geometry import quaternion_from_rotation, rotation_from_quaternion
 from lidar_semseg_ros.sim.building import Building
@@ -97,6 +99,22 @@ LIDARS = {
     ),
 }
 """By product name. Beams are evenly spaced, which the data sheets state within a tenth of a degree."""
+KNOWN_LIDARS = f"{', '.join(LIDARS)}, or RINGSxCOLUMNS, such as 128x2048, for an OS1 of another resolution"
+
+
+def lidar_named(name: str) -> LidarModel:
+    """Give one of LIDARS, or an OS1 of a resolution; UserError for others."""
+    if name in LIDARS:
+        return LIDARS[name]
+    resolution = re.fullmatch(r"([1-9]\d*)x([1-9]\d*)", name)
+    if resolution is None:
+        raise UserError(f"a simulated lidar is {KNOWN_LIDARS}; got '{name}'")
+    return scanner(int(resolution[1]), int(resolution[2]))
+
+
+def scanner(rings: int, columns: int) -> LidarModel:
+    """Make an OS1 of another resolution."""
+    return replace(LIDARS["OS1-64"], elevations_deg=_spread(22.5, -22.5, rings), columns=columns)
 
 
 def beams(lidar: LidarModel, sweep_index: int) -> tuple[np.ndarray, np.ndarray, tuple[int, int], np.ndarray]:

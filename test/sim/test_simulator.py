@@ -8,11 +8,12 @@ import pytest
 pytest.importorskip("embreex", reason="the simulator's ray caster is not installed (extra [sim])")
 
 from lidar_semseg_ros.core.camera import PinholeCamera
+from lidar_semseg_ros.core.errors import UserError
 from lidar_semseg_ros.core.frame import UNLABELLED
 from lidar_semseg_ros.core.geometry import OPTICAL_FROM_BODY, invert_rigid, rigid, transform_points
 from lidar_semseg_ros.sim.building import Building, make_building
 from lidar_semseg_ros.sim.drive import SimConfig, _Track, drive, place_on_furniture, random_views
-from lidar_semseg_ros.sim.sensors import LIDARS, Scene, beams, render, scan
+from lidar_semseg_ros.sim.sensors import LIDARS, Scene, beams, lidar_named, render, scan
 from lidar_semseg_ros.sim.shapes import Mesh, Surface
 
 POSE = rigid(np.eye(3), np.array([0.0, 0.0, 1.0]))
@@ -155,6 +156,12 @@ def test_camera_and_lidar_see_the_same_classes() -> None:
         counted += shown.sum()
     # Both look from one place, so only rounding to whole pixels at edges tells them apart.
     assert counted > 5000 and agreeing / counted > 0.97
+
+
+def test_a_lidar_may_be_given_by_its_resolution_and_others_are_refused() -> None:
+    assert next(random_views(np.random.default_rng(0), "8x64"))[0].shape == (8, 64)
+    with pytest.raises(UserError, match=r"a simulated lidar is VLP-16, .*; got 'VLP-32'"):
+        lidar_named("VLP-32")
 
 
 def test_random_views_come_from_every_lidar_and_are_endless() -> None:

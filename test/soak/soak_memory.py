@@ -1,6 +1,6 @@
 """Label many sweeps in one process, and see whether its memory stays as it was.
 
-python test/soak/soak_memory.py --frames 10000
+python test/soak/soak_memory.py --frames 10000 --lidar 64x1024
 """
 
 from __future__ import annotations
@@ -12,13 +12,11 @@ from itertools import islice
 import numpy as np
 
 from lidar_semseg_ros.cli.benchmark import labelled, memory_mb, page_faults, peak_memory_mb
-from lidar_semseg_ros.cli.growth import scanner
 from lidar_semseg_ros.formats.config_files import package_share
 from lidar_semseg_ros.formats.pointcloud2 import cloud_from_frame
 from lidar_semseg_ros.network.segmenter import Segmenter, SegmenterConfig
 from lidar_semseg_ros.sim.drive import random_views
 
-RINGS, COLUMNS = 16, 1024
 SWEEPS = 64
 """So many different ones, of 8 buildings, are taken in turn."""
 PARTS = 10
@@ -28,10 +26,11 @@ def main() -> None:
     """Print memory and page faults after each tenth of the frames."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--frames", type=int, default=10_000)
+    parser.add_argument("--lidar", default="16x1024")
     parser.add_argument("--model", default="indoor-small")
     parser.add_argument("--device", default="cpu")
     args = parser.parse_args()
-    views = random_views(np.random.default_rng(0), scanner(RINGS, COLUMNS))
+    views = random_views(np.random.default_rng(0), args.lidar)
     clouds = [cloud_from_frame(frame) for frame, _ in islice(views, SWEEPS)]
     segmenter = Segmenter(SegmenterConfig(model=args.model, device=args.device), package_share() / "models")
     for cloud in clouds:
