@@ -15,6 +15,7 @@ from lidar_semseg_ros.core.errors import UserError
 from lidar_semseg_ros.network.batching import Batching
 from lidar_semseg_ros.network.inputs import NetworkInput, example_input, prepare
 from lidar_semseg_ros.network.model_file import ModelDescription, description_in, read_safetensors, require_model_file
+from lidar_semseg_ros.network.parts import available_cores
 
 if TYPE_CHECKING:
     from onnxruntime import InferenceSession
@@ -99,7 +100,7 @@ class TorchBackend:
         # A field of view may lie beside the sensor, where the trial sweep has no points.
         trial = prepare(trial_sweep(inputs), inputs)
         trial = trial if len(trial) else example_input(inputs)
-        exact = _runner(model, self.device, "float32", threads, is_kept=False).logits(trial).argmax(1)
+        exact = _runner(model, self.device, "float32", threads, stepwise=True).logits(trial).argmax(1)
         for precision in faster:
             runner = _runner(model, self.device, precision, threads)
             logits = runner.logits(trial)
@@ -119,8 +120,8 @@ class TorchBackend:
         return logits
 
 
-def _runner(model: WaffleIron, device: str, precision: str, threads: int, *, is_kept: bool = True) -> Runner:
-    """Make a network ready; is_kept: for more than one call."""
+def _runner(model: WaffleIron, device: str, precision: str, threads: int, *, stepwise: bool = False) -> Runner:
+    """Make a network ready; stepwise: see CpuWaffleIron."""
     import torch
 
     from lidar_semseg_ros.network.inference import CpuWaffleIron
@@ -136,7 +137,9 @@ def _runner(model: WaffleIron, device: str, precision: str, threads: int, *, is_
                 f"head {model.config.head} and width {model.config.width}; set precision to auto"
             )
     if device == "cpu":
-        return CpuWaffleIron(model, dtype, threads or torch.get_num_threads(), stepwise=not is_kept)
+        return CpuWaffleIron(
+            model, dtype, min(threads or torch.get_num_threads(), available_cores()), stepwise=stepwise
+        )
     from lidar_semseg_ros.network.fused_network import CudaWaffleIron
 
     return CudaWaffleIron(model, dtype, device)

@@ -34,6 +34,11 @@ class Batching(Generic[A, B]):
         while batch := self._turn(answer):
             try:
                 self._serve(batch)
+            except BaseException as error:  # an interrupt, which those of other threads that wait must not miss
+                for _, one in batch:
+                    if not one.done():
+                        one.set_exception(error)
+                raise
             finally:
                 with self._changed:
                     self._is_busy = False

@@ -15,6 +15,7 @@ from numba.core import types
 from numba.extending import intrinsic
 
 from lidar_semseg_ros.network.machine_code import compiled
+from lidar_semseg_ros.network.parts import UnfinishedPartError
 
 LOOKS = 4000
 """So often a thread looks whether the others are done before it lets go of its core: 0.1 to 0.2 ms, by processor."""
@@ -46,9 +47,9 @@ def end_part(progress: np.ndarray, step: int) -> None:
 
 @compiled
 def wait_for(progress: np.ndarray, step: int, parts: int) -> None:
-    """Wait until all parts of a step are done; RuntimeError after 10 to 20 s, for then a thread failed in its part."""
+    """Wait until all parts of a step are done; UnfinishedPartError after 10 to 20 s, for then one has failed."""
     if not come(progress, step, parts, MOST_NAPS):
-        raise RuntimeError("a thread has begun a part of a step and not ended it")
+        raise UnfinishedPartError("a thread has begun a part of a step and not ended it")
 
 
 @compiled

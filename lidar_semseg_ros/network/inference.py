@@ -3,8 +3,8 @@
 Four things make it faster than the network written as modules. A chunk of points goes through all steps of a layer
 while it lies in a core's cache. Grids exist on occupied cells only (network/grid_kernels.py). The products of networks
 with ReLU are finished in a core's registers (network/tiles.py). And all steps of these are one compiled function
-(network/tiled_network.py). Other networks and processors take the products of libraries (network/library_products.py)
-and share the chunks of one step after the other. In both, products run on one core each: one shared by all cores waits
+(network/tiled_network.py). Whatever tiles do not fit takes the products of libraries (network/library_products.py) and
+shares the chunks of one step after the other. In both, products run on one core each: one shared by all cores waits
 for the slowest of them at its end, and on a robot, where other processes run, that is a time slice and not a
 microsecond.
 

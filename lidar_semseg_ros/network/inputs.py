@@ -1,4 +1,4 @@
-"""From a sweep to what the network eats, and from its logits back to every point. NumPy and SciPy only.
+"""From a sweep to what the network eats, and from its logits back to every point, without PyTorch.
 
 The steps and their order are those of the published WaffleIron: one point per voxel, crop to the field of view, the 16
 nearest neighbours, the cells of each plane, and for every measured point the nearest point that was kept.

@@ -300,13 +300,13 @@ def gather(
     numbers: np.ndarray,
     starts: np.ndarray,
     at: np.ndarray,
-    points_3M: np.ndarray,
+    points_3N: np.ndarray,
     x: np.ndarray,
     y: np.ndarray,
     z: np.ndarray,
     rows: np.ndarray,
 ) -> int:
-    """Copy the points (3, M) of a cell and its 26 neighbours into x, y, z, rows; how many there are.
+    """Copy the points (3, N) of a cell and its 26 neighbours into x, y, z, rows; how many there are.
 
     Those of the cell's own column come first. at: as of `run_of`. After the points, others that are infinitely far fill
     x, y and z up to a multiple of LANES.
@@ -316,9 +316,9 @@ def gather(
         column = 4 if step == 0 else step - 1 if step <= 4 else step
         begin, end = run_of(column, number, along_x, along_y, numbers, starts, at)
         for i in range(begin, end):
-            x[found + i - begin] = points_3M[0, i]
-            y[found + i - begin] = points_3M[1, i]
-            z[found + i - begin] = points_3M[2, i]
+            x[found + i - begin] = points_3N[0, i]
+            y[found + i - begin] = points_3N[1, i]
+            z[found + i - begin] = points_3N[2, i]
             rows[found + i - begin] = i
         found += end - begin
     for k in range(found, filled_up(found)):

@@ -3,20 +3,29 @@
 from __future__ import annotations
 
 import itertools
+import math
 import os
+import sys
 import threading
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from functools import cache
+from pathlib import Path
 from typing import TypeVar
 
 T = TypeVar("T")
 
 TURNS = itertools.count()
 """So that several callers do not call for the same helper."""
+MOST_AWAKE = 15
+"""More helpers than this are in each other's way for the interpreter's lock, and find no parts left."""
 _here = threading.local()
-"""watch: the _Watch of a thread, where it has one."""
+"""watch: the _Watch of a thread, where it has one. most: see `at_most`."""
+
+
+class UnfinishedPartError(RuntimeError):
+    """A thread waited in vain for one that had begun a part of a step (network/crew.py): that one failed in it."""
 
 
 def share(helpers: Sequence[ThreadPoolExecutor], edges: Sequence[int], step: Callable[[int, int], object]) -> None:
@@ -42,7 +51,7 @@ def together(work: Callable[[], object], threads: int | None = None) -> None:
     most = None if threads is None else threads - 1
     watch: _Watch | None = getattr(_here, "watch", None)
     if watch is None:
-        _in_caller_and(helpers_of_all_cores()[:most], work)
+        _in_caller_and(_helpers_here()[:most], work)
     else:
         watch.post(work, most)
         work()
@@ -66,12 +75,22 @@ def beside(work: Callable[[], T]) -> Callable[[], T]:
         by_the_first()
         return outcome.result()
 
-    watch, helpers = getattr(_here, "watch", None), helpers_of_all_cores()
+    watch, helpers = getattr(_here, "watch", None), _helpers_here()
     if watch is not None:
         watch.post(by_the_first)
     elif helpers:
         helpers[next(TURNS) % len(helpers)].submit(by_the_first)
     return result
+
+
+@contextmanager
+def at_most(threads: int) -> Iterator[None]:
+    """Let what this thread shares meanwhile be done by at most so many threads, itself among them; 0: all cores."""
+    before, _here.most = getattr(_here, "most", 0), threads
+    try:
+        yield
+    finally:
+        _here.most = before
 
 
 @contextmanager
@@ -82,13 +101,12 @@ def awake() -> Iterator[None]:
     """
     _here.watch = watch = _Watch()
     try:
-        watch.call(helpers_of_all_cores())
+        watch.call(_helpers_here()[:MOST_AWAKE])
         yield
-    except BaseException:
-        watch.end()
-        raise
+    except BaseException as fault:
+        _raise_one(fault, watch.end())
     else:
-        _raise_first(watch.end())
+        _raise_one(None, watch.end())
     finally:
         _here.watch = None
 
@@ -134,15 +152,16 @@ class _Watch:
 
 
 def _in_caller_and(helpers: Sequence[ThreadPoolExecutor], work: Callable[[], object]) -> None:
-    futures = []
+    futures: list[Future[object]] = []
+    own: BaseException | None = None
     try:
         for helper in helpers:
             futures.append(helper.submit(work))
         work()
-    finally:
-        # All of them, for none may go on while the next step begins; those that are not awake yet need not come.
-        faults = _faults_of(futures)
-    _raise_first(faults)
+    except BaseException as fault:
+        own = fault
+    # All of them, for none may go on while the next step begins; those that are not awake yet need not come.
+    _raise_one(own, _faults_of(futures))
 
 
 def _faults_of(futures: Sequence[Future[object]]) -> list[BaseException]:
@@ -150,15 +169,59 @@ def _faults_of(futures: Sequence[Future[object]]) -> list[BaseException]:
     return [fault for fault in faults if fault is not None]
 
 
-def _raise_first(faults: Sequence[BaseException]) -> None:
-    for fault in faults:
-        raise fault
+def _raise_one(own: BaseException | None, faults: Sequence[BaseException]) -> None:
+    """Raise the caller's own fault, else the first of the helpers', for which the caller may have waited in vain."""
+    if faults and (own is None or isinstance(own, UnfinishedPartError)):
+        raise faults[0] from own
+    if own is not None:
+        raise own
+
+
+def _helpers_here() -> list[ThreadPoolExecutor]:
+    """Give the helpers that the calling thread may have."""
+    helpers, most = helpers_of_all_cores(), getattr(_here, "most", 0)
+    return helpers[: most - 1] if most else helpers
 
 
 def helpers_of_all_cores() -> list[ThreadPoolExecutor]:
     """Give a thread for each core that this process may use but one, on which the caller runs."""
+    return _helpers(available_cores() - 1)
+
+
+def available_cores() -> int:
+    """Tell how many cores this process may keep busy: by its affinity, its container's quota and OMP_NUM_THREADS.
+
+    In a process that loads data for PyTorch it is one, as it is for PyTorch there.
+    """
+    data = sys.modules.get("torch.utils.data")
+    if data is not None and data.get_worker_info() is not None:
+        return 1
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    return _helpers(cores - 1)
+    asked = os.environ.get("OMP_NUM_THREADS", "").partition(",")[0]
+    return max(min(cores, quota_cores(Path("/")), int(asked) if asked.isdecimal() else cores), 1)
+
+
+@cache
+def quota_cores(root: Path) -> int:
+    """Tell for how many cores the control groups of this process have time, rounded up; a large number without limit.
+
+    root: of the file system.
+    """
+    group, folder = "", root / "sys/fs/cgroup"
+    with suppress(OSError):
+        for line in (root / "proc/self/cgroup").read_text().splitlines():
+            if line.startswith("0::/"):
+                group = line.removeprefix("0::/")
+    # In a container that has no namespace of its own the first is not there; the last is of version 1.
+    limits = [[folder / group / "cpu.max"], [folder / "cpu.max"]]
+    limits.append([folder / "cpu" / f"cpu.cfs_{name}_us" for name in ("quota", "period")])
+    cores = []
+    for files in limits:
+        with suppress(OSError, ValueError):
+            quota, period = (int(number) for file in files for number in file.read_text().split())
+            if quota > 0:
+                cores.append(math.ceil(quota / period))
+    return min(cores, default=sys.maxsize)
 
 
 @cache

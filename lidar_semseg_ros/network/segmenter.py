@@ -24,6 +24,7 @@ from lidar_semseg_ros.core.packed import PackedCloud, packed_frame, point_labels
 from lidar_semseg_ros.core.sensor import SensorConfig, feeds_intensity, levelling, normalised
 from lidar_semseg_ros.network.backends import BACKENDS, PRECISIONS, Backend
 from lidar_semseg_ros.network.inputs import prepare, to_points
+from lidar_semseg_ros.network.parts import at_most
 from lidar_semseg_ros.network.trial import trial_sweep
 
 if TYPE_CHECKING:
@@ -68,7 +69,7 @@ class SegmenterConfig:
         choices=PRECISIONS,
     )
     threads: int = setting(
-        0, "CPU threads of the network, at most one a core; 0: the library's choice", minimum=0, maximum=1024
+        0, "CPU threads that label a sweep, at most one a core; 0: the library's choice", minimum=0, maximum=1024
     )
     min_score: float = setting(
         0.0, "points whose class probability is lower are left unlabelled", minimum=0.0, maximum=1.0, live=True
@@ -149,7 +150,8 @@ class Segmenter:
         if on_device is not None:
             labels, ready, computed = self._on(on_device, sweep, level_from_lidar)
         elif isinstance(sweep, LidarFrame):
-            labels, ready, computed = self._on_host(sweep, level_from_lidar)
+            with at_most(self.config.threads):
+                labels, ready, computed = self._on_host(sweep, level_from_lidar)
         else:
             raise TypeError(f"{self.path.name} on {self.device} takes sweeps as LidarFrame")
         finished = self.clock()

@@ -21,7 +21,10 @@ ROOM_TO_GROW = 1.25
 
 
 class Workers:
-    """Threads that share the parts of a step, PyTorch on one core in each of them; one leads from step to step."""
+    """Threads that share the parts of a step, PyTorch on one core in each of them; one leads from step to step.
+
+    A forked process does not have them.
+    """
 
     def __init__(self, count: int) -> None:
         self._leader = ThreadPoolExecutor(1, thread_name_prefix="network")
@@ -35,8 +38,12 @@ class Workers:
             torch.set_grad_enabled(False)  # each thread's own, too
             ready.wait()
 
-        for begun in [thread.submit(on_one_core) for thread in (self._leader, *self._others)]:
-            begun.result()
+        try:
+            for begun in [thread.submit(on_one_core) for thread in (self._leader, *self._others)]:
+                begun.result()
+        except BaseException:  # no more threads can be started
+            ready.abort()
+            raise
         torch.set_num_threads(before)
 
     def lead(self, work: Callable[[], T]) -> T:

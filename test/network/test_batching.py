@@ -46,6 +46,17 @@ def test_of_a_call_that_fails_only_the_item_at_fault_fails() -> None:
     assert calls == [[0], [1, 2, 3], [1], [2], [3]]
 
 
+def test_an_interrupt_ends_the_wait_of_all_that_went_together() -> None:
+    def call(items: Sequence[int]) -> list[int]:
+        if 2 in items:
+            raise KeyboardInterrupt
+        return [10 * item for item in items]
+
+    got, calls = outcomes(call, most=3, items=range(5))
+    assert (got[0], got[4]) == (0, 40) and [type(one) for one in got[1:4]] == [KeyboardInterrupt] * 3
+    assert calls == [[0], [1, 2, 3], [4]]
+
+
 def test_after_a_failure_it_is_free_again() -> None:
     batching: Batching[int, float] = Batching(lambda items: [1 / item for item in items], most=1)
     with pytest.raises(ZeroDivisionError):

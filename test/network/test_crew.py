@@ -12,6 +12,7 @@ import pytest
 from lidar_semseg_ros.network import crew
 from lidar_semseg_ros.network.crew import begin_part, come, end_part, progress_of, wait_for
 from lidar_semseg_ros.network.machine_code import compiled
+from lidar_semseg_ros.network.parts import UnfinishedPartError
 
 STEPS, PARTS = 3000, 7
 
@@ -58,7 +59,7 @@ def test_waiting_for_what_does_not_come_ends(monkeypatch: pytest.MonkeyPatch) ->
     progress = progress_of(1)
     assert not come(progress, 0, 1, 10)
     monkeypatch.setattr(crew, "MOST_NAPS", 10)
-    with pytest.raises(RuntimeError, match="begun a part of a step and not ended it"):
+    with pytest.raises(UnfinishedPartError, match="begun a part of a step and not ended it"):
         wait_for.py_func(progress, 0, 1)
     end_part(progress, 0)
     assert come(progress, 0, 1, 10)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import functools
-import os
 import threading
 from dataclasses import replace
 from pathlib import Path
@@ -18,7 +17,7 @@ from lidar_semseg_ros.core.classes import ClassTable
 from lidar_semseg_ros.core.errors import UserError
 from lidar_semseg_ros.core.frame import LidarFrame
 from lidar_semseg_ros.formats.config_files import package_share
-from lidar_semseg_ros.network import backends, library_products, tiled_network
+from lidar_semseg_ros.network import backends, library_products, parts, tiled_network
 from lidar_semseg_ros.network.inference import CpuWaffleIron, Runner
 from lidar_semseg_ros.network.inputs import InputConfig, NetworkInput, prepare, to_points
 from lidar_semseg_ros.network.model_file import ModelDescription, write_safetensors
@@ -126,7 +125,7 @@ def test_the_published_preparation_needs_more_voxels_than_neighbours() -> None:
 def test_the_number_of_threads_does_not_change_the_last_bit(
     points: int, variant: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(os, "sched_getaffinity", lambda _: set(range(5)), raising=False)
+    monkeypatch.setattr(parts, "available_cores", lambda: 5)
     model, prepared = random_network(VARIANTS[variant]), prepare(cloud(points), INPUTS)
     alone, shared = (CpuWaffleIron(model, torch.float32, threads).logits(prepared) for threads in (1, 5))
     assert alone.shape == (len(prepared), 7) and torch.equal(alone, shared)
@@ -327,7 +326,8 @@ def test_auto_takes_the_next_precision_where_the_fastest_changes_labels(
 def test_what_is_faster_depends_on_processor_and_width(
     width: int, has_bytes: bool, has_bfloat16: bool, expected: tuple[str, ...], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(torch.cpu, "get_capabilities", lambda: {"avx512_bf16": has_bfloat16})
+    features = frozenset({"+avx512bf16" if has_bfloat16 else "-avx512bf16"})
+    monkeypatch.setattr("lidar_semseg_ros.network.tiles.processor_features", lambda: features)
     monkeypatch.setattr(tiled_network, "byte_tiling_for", lambda width: Tiling(16, 4) if has_bytes else None)
     assert faster_precisions("cpu", replace(SMALL, width=width)) == expected
 

@@ -3,15 +3,19 @@
 from __future__ import annotations
 
 import contextlib
+import functools
 import os
 import signal
+import sys
 import threading
 from concurrent.futures import ThreadPoolExecutor
 from itertools import pairwise
+from pathlib import Path
 
 import pytest
 
 from lidar_semseg_ros.network import parts
+from lidar_semseg_ros.network.parts import UnfinishedPartError
 
 
 @pytest.mark.parametrize("edges", [[0], [0, 5], [0, 3, 3, 9], list(range(40))])
@@ -24,7 +28,7 @@ def test_every_part_is_done_once_before_the_step_ends(edges: list[int], helpers:
 
 @pytest.mark.parametrize("cores", [1, 2])
 def test_work_beside_the_caller_gives_its_result_and_its_fault(monkeypatch: pytest.MonkeyPatch, cores: int) -> None:
-    monkeypatch.setattr(os, "sched_getaffinity", lambda _: set(range(cores)), raising=False)
+    monkeypatch.setattr(parts, "available_cores", lambda: cores)
     result, fault = parts.beside(lambda: 7), parts.beside(lambda: {}["nothing"])
     assert result() == 7
     with pytest.raises(KeyError, match="nothing"):
@@ -34,7 +38,7 @@ def test_work_beside_the_caller_gives_its_result_and_its_fault(monkeypatch: pyte
 @pytest.mark.filterwarnings("ignore:.*fork:DeprecationWarning")
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="this system cannot fork")
 def test_a_forked_process_has_helpers_of_its_own(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(os, "sched_getaffinity", lambda _: {0, 1}, raising=False)
+    monkeypatch.setattr(parts, "available_cores", lambda: 2)
     assert parts.beside(lambda: 7)() == 7
     child = os.fork()
     if not child:
@@ -48,7 +52,7 @@ def test_a_forked_process_has_helpers_of_its_own(monkeypatch: pytest.MonkeyPatch
 
 
 def with_two_cores(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(os, "sched_getaffinity", lambda _: {0, 1}, raising=False)
+    monkeypatch.setattr(parts, "available_cores", lambda: 2)
 
 
 @pytest.mark.parametrize("is_awake", [True, False])
@@ -113,6 +117,86 @@ def test_the_callers_fault_comes_before_those_of_helpers(monkeypatch: pytest.Mon
 
     with pytest.raises(KeyError), parts.awake():
         parts.together(fail)
+
+
+@pytest.mark.parametrize("is_awake", [True, False])
+def test_what_a_caller_waited_for_in_vain_is_told(monkeypatch: pytest.MonkeyPatch, is_awake: bool) -> None:
+    with_two_cores(monkeypatch)
+    both, caller = threading.Barrier(2), threading.get_ident()
+
+    def fail() -> None:
+        both.wait(10)
+        raise UnfinishedPartError if threading.get_ident() == caller else MemoryError
+
+    with pytest.raises(MemoryError), parts.awake() if is_awake else contextlib.nullcontext():
+        parts.together(fail)
+    with pytest.raises(UnfinishedPartError), parts.awake() if is_awake else contextlib.nullcontext():
+        parts.together(functools.partial(_raise, UnfinishedPartError), threads=1)
+
+
+def _raise(kind: type[BaseException]) -> None:
+    raise kind
+
+
+@pytest.mark.parametrize("is_awake", [True, False])
+def test_a_caller_may_limit_the_threads(monkeypatch: pytest.MonkeyPatch, is_awake: bool) -> None:
+    with_two_cores(monkeypatch)
+    threads = []
+    with parts.at_most(1):
+        with parts.awake() if is_awake else contextlib.nullcontext():
+            for _ in range(20):
+                parts.together(lambda: threads.append(threading.get_ident()))
+                threads.append(parts.beside(threading.get_ident)())
+        with parts.at_most(0):
+            assert len(parts._helpers_here()) == 1
+    assert threads == [threading.get_ident()] * 40 and len(parts._helpers_here()) == 1
+
+
+@pytest.mark.parametrize(("threads", "expected"), [("", 4), ("3", 3), ("2,1", 2), ("9", 4), ("0", 1), ("many", 4)])
+def test_the_cores_are_those_that_openmp_takes(threads: str, expected: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(os, "sched_getaffinity", lambda _: {0, 1, 5, 7}, raising=False)
+    monkeypatch.setattr(parts, "quota_cores", lambda root: 64)
+    monkeypatch.setenv("OMP_NUM_THREADS", threads)
+    assert parts.available_cores() == expected
+    monkeypatch.setattr(parts, "quota_cores", lambda root: 2)
+    assert parts.available_cores() == min(expected, 2)
+
+
+@pytest.mark.parametrize(
+    ("files", "expected"),
+    [
+        ({}, sys.maxsize),
+        ({"sys/fs/cgroup/cpu.max": "max 100000"}, sys.maxsize),
+        ({"sys/fs/cgroup/cpu.max": "250000 100000"}, 3),
+        ({"sys/fs/cgroup/cpu.max": "max 100000", "sys/fs/cgroup/robot.slice/cpu.max": "100000 100000"}, 1),
+        ({"sys/fs/cgroup/cpu.max": "200000 100000", "sys/fs/cgroup/robot.slice/cpu.max": "max 100000"}, 2),
+        ({"sys/fs/cgroup/cpu.max": ""}, sys.maxsize),
+        ({"sys/fs/cgroup/cpu/cpu.cfs_quota_us": "-1", "sys/fs/cgroup/cpu/cpu.cfs_period_us": "100000"}, sys.maxsize),
+        ({"sys/fs/cgroup/cpu/cpu.cfs_quota_us": "50000", "sys/fs/cgroup/cpu/cpu.cfs_period_us": "100000"}, 1),
+    ],
+)
+def test_a_containers_quota_is_kept(files: dict[str, str], expected: int, tmp_path: Path) -> None:
+    for name, text in {"proc/self/cgroup": "0::/robot.slice\n", **files}.items():
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / name).write_text(text)
+    assert parts.quota_cores(tmp_path) == expected
+
+
+def test_a_process_that_loads_data_computes_on_one_core(monkeypatch: pytest.MonkeyPatch) -> None:
+    data = pytest.importorskip("torch.utils.data", reason="PyTorch is not installed")
+    monkeypatch.delenv("OMP_NUM_THREADS", raising=False)
+    loader = data.DataLoader(_Cores(), None, num_workers=1)
+    assert list(loader) == [1]
+
+
+class _Cores:
+    """A data set of the number of cores that whoever reads it may use."""
+
+    def __len__(self) -> int:
+        return 1
+
+    def __getitem__(self, index: int) -> int:
+        return parts.available_cores()
 
 
 def test_two_threads_may_keep_helpers_awake_at_once(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 from scipy.spatial import cKDTree
 
-from lidar_semseg_ros.network import voxels
+from lidar_semseg_ros.network import parts, voxels
 from lidar_semseg_ros.network.parts import awake
 from lidar_semseg_ros.network.voxels import neighbours_and_nearest, voxelise
 
@@ -80,7 +80,7 @@ def test_neighbours_and_nearest_points_are_those_of_a_tree(name: str) -> None:
 def test_more_threads_than_cores_find_the_same(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
     found = []
     for cores in (1, 5):
-        monkeypatch.setattr(os, "sched_getaffinity", lambda _, cores=cores: set(range(cores)), raising=False)
+        monkeypatch.setattr(parts, "available_cores", lambda cores=cores: cores)
         monkeypatch.setattr(voxels, "LEAST_SHARED", 1)
         with awake():
             found.append(kept_of(CLOUDS[name]))
