@@ -19,7 +19,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from lidar_semseg_ros.network.inference import Cells
-from lidar_semseg_ros.network.inputs import NetworkInput, plane_of_cells
+from lidar_semseg_ros.network.inputs import NetworkInput, random_input
 from lidar_semseg_ros.network.waffleiron import WaffleIron, folded, part_to_precision, planes_of, to_precision
 from lidar_semseg_ros.network.weights import (
     embedding_weights,
@@ -34,7 +34,7 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger(__name__)
 
-EXAMPLE_POINTS = 40
+EXAMPLE_POINTS, EXAMPLE_CELLS = 40, 8
 MOST_CLOUDS = 8
 """In one call, which needs memory for all of them."""
 MOST_DIFFERENCE = 0.1
@@ -148,7 +148,7 @@ class CudaWaffleIron:
         """Take the kernels if they compute what the modules do on an example; tells why not."""
         if not has_triton():
             return "Triton is not installed"
-        example = _example(model.config.inputs)
+        example = random_input(model.config.inputs, EXAMPLE_POINTS, EXAMPLE_CELLS)
         logger.info("the kernels of the network are made ready; a first start compiles them")
         with torch.inference_mode(), on(self._device):
             try:
@@ -182,21 +182,6 @@ class CudaWaffleIron:
         with torch.backends.cudnn.flags(enabled=True, allow_tf32=False):
             logits: Tensor = self._model(features, neighbours, planes_of(planes)).float().cpu()
         return logits
-
-
-def _example(inputs: int) -> NetworkInput:
-    """Make an input without a sweep: points, neighbours and cells drawn at random."""
-    rng, count = np.random.default_rng(0), EXAMPLE_POINTS
-    every = np.arange(count)
-    return NetworkInput(
-        points=count,
-        features=rng.normal(size=(count, inputs)).astype(np.float32),
-        neighbours=rng.integers(0, count, (count, 16)),
-        planes=(plane_of_cells(rng.integers(0, 64, count), (8, 8)),),
-        kept=every,
-        measured=every,
-        nearest=every,
-    )
 
 
 def has_triton() -> bool:

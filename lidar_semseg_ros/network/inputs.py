@@ -199,6 +199,20 @@ def example_input(config: InputConfig) -> NetworkInput:
     return prepare(LidarFrame(stamp_ns=0, frame_id="", xyz=xyz), config)
 
 
+def random_input(inputs: int, points: int, cells: int) -> NetworkInput:
+    """Make an input without a sweep: points of so many features, neighbours and cells of a square drawn at random."""
+    rng, every = np.random.default_rng(0), np.arange(points)
+    return NetworkInput(
+        points=points,
+        features=rng.normal(size=(points, inputs)).astype(np.float32),
+        neighbours=rng.integers(0, points, (points, 16)),
+        planes=(plane_of_cells(rng.integers(0, cells**2, points), (cells, cells)),),
+        kept=every,
+        measured=every,
+        nearest=every,
+    )
+
+
 def inside_fov(xyz: np.ndarray, config: InputConfig) -> np.ndarray:
     """Tell which of (N, 3) points lie strictly inside the field of view less its margin: (N,) bool."""
     from lidar_semseg_ros.network.kernels import inside_box

@@ -56,11 +56,11 @@ class Tiling(NamedTuple):
 def tiling_for(width: int, dtype: torch.dtype) -> Tiling | None:
     """Choose the tiles of networks of a width on this processor; None where the libraries' products are to be taken.
 
-    These have matrix units (AMX), and know processors on which nothing was measured here.
+    These know processors on which nothing was measured here.
     """
     features = processor_features()
     if dtype == torch.bfloat16:
-        known = Tiling(16, 4) if "+avx512bf16" in features and "+amx-bf16" not in features else None
+        known = Tiling(16, 4) if "+avx512bf16" in features else None
     elif dtype != torch.float32:
         known = None
     elif "+avx512f" in features:
@@ -72,11 +72,16 @@ def tiling_for(width: int, dtype: torch.dtype) -> Tiling | None:
 
 def byte_tiling_for(width: int) -> Tiling | None:
     """Choose the tiles of products of bytes; None where the processor has none (VNNI), or matrix units beside them."""
-    features = processor_features()
-    if "+amx-bf16" in features:
+    if has_matrix_units():
         return None
+    features = processor_features()
     known = Tiling(16, 4) if "+avx512vnni" in features else Tiling(8, 2) if "+avxvnni" in features else None
     return known if known is not None and width % known.columns == 0 else None
+
+
+def has_matrix_units() -> bool:
+    """Tell whether the processor has units for products in bfloat16 (AMX), which the libraries use and tiles do not."""
+    return "+amx-bf16" in processor_features()
 
 
 def processor_features() -> frozenset[str]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import re
 import threading
 from dataclasses import replace
 from pathlib import Path
@@ -17,7 +18,7 @@ from lidar_semseg_ros.core.classes import ClassTable
 from lidar_semseg_ros.core.errors import UserError
 from lidar_semseg_ros.core.frame import LidarFrame
 from lidar_semseg_ros.formats.config_files import package_share
-from lidar_semseg_ros.network import backends, library_products, parts, tiled_network
+from lidar_semseg_ros.network import backends, inference, library_products, parts, tiled_network
 from lidar_semseg_ros.network.inference import CpuWaffleIron, Runner
 from lidar_semseg_ros.network.inputs import InputConfig, NetworkInput, prepare, to_points
 from lidar_semseg_ros.network.model_file import ModelDescription, write_safetensors
@@ -267,6 +268,27 @@ def test_memory_stays_flat_over_sweeps_of_changing_size(precision: str, variant:
             settled_mb = resident_mb()
     # A leak of one array of a sweep's tokens would be some 300 MB by now, a product compiled for every size 100.
     assert resident_mb() - settled_mb < 40
+
+
+@pytest.mark.skipif(not tiled_network.fit(VARIANTS["waffleiron with tiles"], torch.bfloat16), reason="no tiles here")
+@pytest.mark.parametrize(
+    ("has_matrix_units", "stepwise_s", "expected"),
+    [
+        (False, 0.0, "TiledNetwork"),
+        (True, 0.9, "StepwiseNetwork"),
+        (True, 1.1, "TiledNetwork"),
+        (True, None, "(Tiled|Stepwise)Network"),
+    ],
+)
+def test_with_matrix_units_the_quicker_network_is_taken(
+    has_matrix_units: bool, stepwise_s: float | None, expected: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(inference, "has_matrix_units", lambda: has_matrix_units)
+    if stepwise_s is not None:
+        seconds = {"TiledNetwork": 1.0, "StepwiseNetwork": stepwise_s}
+        monkeypatch.setattr(inference, "seconds_of", lambda network, *_: seconds[type(network).__name__])
+    network = CpuWaffleIron(random_network(VARIANTS["waffleiron with tiles"]), torch.bfloat16, threads=2)
+    assert re.fullmatch(expected, type(network._network).__name__)
 
 
 def test_bytes_are_refused_where_they_cannot_be_computed(tmp_path: Path) -> None:

@@ -129,7 +129,7 @@ def test_the_number_of_rows_of_bytes_does_not_change_the_last_bit() -> None:
     [
         ("+avx512f,+avx2,+fma,+avx512bf16,-amx-bf16", torch.float32, 64, Tiling(16, 4)),
         ("+avx512f,+avx2,+fma,+avx512bf16,-amx-bf16", torch.bfloat16, 256, Tiling(16, 4)),
-        ("+avx512f,+avx2,+fma,+avx512bf16,+amx-bf16", torch.bfloat16, 256, None),
+        ("+avx512f,+avx2,+fma,+avx512bf16,+amx-bf16", torch.bfloat16, 256, Tiling(16, 4)),
         ("+avx512f,+avx2,+fma,-avx512bf16", torch.bfloat16, 256, None),
         ("+avx512f,+avx2,+fma,+avx512bf16,-amx-bf16", torch.float16, 256, None),
         ("+avx512f,+avx2,+fma", torch.float32, 48, None),
