@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import subprocess
 import sys
 from collections.abc import Callable
@@ -109,6 +110,20 @@ def test_kernels_compute_what_the_modules_do_for_several_clouds_at_once(variant:
     for logits, one in zip(found, clouds):
         # Sums of float32 in another order; logits are of order 1.
         assert (logits - by_modules(model, one)).abs().max() < 1e-5
+
+
+@needs_triton
+def test_kernels_work_through_blocks_of_points_channels_and_cells(monkeypatch: pytest.MonkeyPatch) -> None:
+    from lidar_semseg_ros.network import triton_kernels
+
+    # 2 blocks of points, 2 of outputs and 5 of hidden channels in `_embed`; in the others 3 of channels and, for each
+    # program, several of cells and of their points. The last of each is not full.
+    model, one = random_network(replace(SMALL, width=160, depth=1, norm="layer")), prepare(cloud(95), INPUTS)
+    for name, value in (("PROGRAMS", 3), ("CHANNEL_BLOCK", 64), ("POINT_ROWS", 4)):
+        monkeypatch.setattr(triton_kernels, name, value)
+    cells = [len(plane.occupied) for plane in one.planes]
+    assert len(one) > 64 and min(cells) > 6 and len(one) / max(cells) > 4
+    assert (CudaWaffleIron(model, torch.float32, DEVICE).logits(one) - by_modules(model, one)).abs().max() < 1e-4
 
 
 @needs_triton
@@ -471,9 +486,18 @@ def test_no_step_that_is_captured_looks_at_the_data(dtype: torch.dtype, monkeypa
 
 @needs_triton
 @pytest.mark.skipif(ON_GPU, reason="the GPU itself compiles them")
-@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
-def test_every_kernel_compiles_for_a_hopper_gpu(dtype: str) -> None:
-    """The interpreter runs what the compiler refuses; compiling needs no GPU. Every launch is compiled as it is."""
+@pytest.mark.parametrize(
+    ("dtype", "gpu", "shared_kb", "most_spilled"),
+    [("float32", 90, 227, 1024), ("bfloat16", 90, 227, 20), ("bfloat16", 89, 99, 128)],
+)
+def test_every_kernel_compiles_and_fits_registers_and_shared_memory(
+    dtype: str, gpu: int, shared_kb: int, most_spilled: int, tmp_path: Path
+) -> None:
+    """The interpreter runs what the compiler refuses; compiling needs no GPU. Every launch is compiled as it is.
+
+    gpu: compute capability, 89 (Ada), 90 (Hopper). shared_kb: what a block may have there. most_spilled:
+    bytes of a thread that do not fit into registers.
+    """
     script = f"""
 import torch, triton
 from triton.backends.compiler import GPUTarget
@@ -498,8 +522,8 @@ class Compiled:
         places = {{(names.index(name),): value for name, value in constants.items()}}
         aligned = {{(i,): [["tt.divisibility", 16]] for i, kind in enumerate(kinds) if kind.startswith("*")}}
         source = ASTSource(fn=self._kernel, signature=signature, constexprs=places, attrs=aligned)
-        triton.compile(source, target=GPUTarget("cuda", 90, 32), options={{"num_warps": num_warps}})
-        print(self._kernel.__name__)
+        compiled = triton.compile(source, target=GPUTarget("cuda", {gpu}, 32), options={{"num_warps": num_warps}})
+        print("compiled", self._kernel.__name__, compiled.metadata.shared)
 
 for name in ("_codes", "_search", "_embed", "_flatten", "_convolve", "_inflate"):
     setattr(kernels, name, Compiled(getattr(kernels, name)))
@@ -523,10 +547,15 @@ for C in (64, 256, 768):
     kernels.inflate(tokens, row_C, hidden, windows, *by_cell, kernel_9C, row_C)
 """
     environment = {name: value for name, value in os.environ.items() if name != "TRITON_INTERPRET"}
+    environment |= {"TRITON_DUMP_PTXAS_LOG": "1", "TRITON_CACHE_DIR": str(tmp_path)}
     ended = subprocess.run([sys.executable, "-c", script], cwd=ROOT, env=environment, capture_output=True, text=True)
     assert ended.returncode == 0, ended.stderr
+    found = re.findall(r"^compiled (\w+) (\d+)$", ended.stdout, re.MULTILINE)
     of_width = ["_embed", "_flatten", "_flatten", "_convolve", "_convolve", "_inflate"]
-    assert ended.stdout.split() == ["_codes", "_search", "_search", *3 * of_width]
+    assert [name for name, _ in found] == ["_codes", "_search", "_search", *3 * of_width]
+    assert all(int(shared) <= 1024 * shared_kb for _, shared in found)
+    spilled = [int(count) for count in re.findall(r"(\d+) bytes spill stores", ended.stdout + ended.stderr)]
+    assert len(spilled) >= len(set(found)) and max(spilled) <= most_spilled
 
 
 def saved(path: Path, config: WaffleIronConfig, inputs: InputConfig = INPUTS) -> Path:
