@@ -7,6 +7,7 @@ import json
 import tempfile
 import time
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from itertools import islice
 from pathlib import Path
@@ -51,7 +52,7 @@ MOST_SWEEPS = 16
 """So many different sweeps are kept in memory and taken in turn."""
 BASELINE_SWEEPS = 5
 LIDAR = "OS1-64"
-NOT_WITH_GROWTH = ("points", "topic", "random", "baseline", "build_only")
+NOT_WITH_GROWTH = ("points", "topic", "random", "baseline", "lidars", "build_only")
 """Arguments that have no effect where the cases bring their own clouds and networks."""
 
 
@@ -78,6 +79,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--baseline", action="store_true", help="also time the published algorithm, in turn with this one"
     )
     parser.add_argument(
+        "--lidars",
+        type=int,
+        metavar="N",
+        help="also label the sweeps of so many lidars that share the model, a thread each, as one node does",
+    )
+    parser.add_argument(
         "--build-only",
         action="store_true",
         help="only load the model and keep on disk what is compiled for it, so that later starts need not wait",
@@ -96,6 +103,8 @@ def run(args: argparse.Namespace) -> None:
     """Time the sweeps and print the median and the 95th percentile of every stage."""
     if args.sweeps is not None and args.sweeps < 1:
         raise UserError(f"--sweeps must be at least 1, but it is {args.sweeps}")
+    if args.lidars is not None and args.lidars < 2:
+        raise UserError(f"--lidars must be at least 2, but it is {args.lidars}")
     require_folder(args.json)
     config = config_from(args, SegmenterConfig)
     if args.growth:
@@ -120,6 +129,8 @@ def run(args: argparse.Namespace) -> None:
         figures = measured(segmenter, contents, args.sweeps)
         if segmenter.path.suffix == ".safetensors":
             figures["ceilings"] = shares(figures, measured_ceilings(segmenter.device, config.threads))
+        if args.lidars:
+            figures["lidars"] = shared(segmenter, contents, args.lidars, figures["sweeps"])
         if args.baseline:
             figures["baseline"] = compared(segmenter, contents, args.sweeps or BASELINE_SWEEPS)
     print(report(figures))
@@ -171,6 +182,26 @@ def shares(figures: dict[str, Any], ceilings: Ceilings) -> dict[str, float]:
         "share_of_flops": figures["gflop"] * 1e9 / seconds / best,
         "share_of_bytes": figures["gbyte"] * 1e9 / seconds / ceilings.bytes_per_s,
     }
+
+
+def shared(segmenter: Segmenter, contents: list[CloudContent], lidars: int, sweeps: int) -> dict[str, Any]:
+    """Label the same sweeps by one lidar and by several at once with one model: sweeps per second, all together."""
+    others = [Segmenter(segmenter.config, segmenter.path.parent, beside=segmenter) for _ in range(lidars - 1)]
+
+    def rate(segmenters: list[Segmenter]) -> float:
+        start = time.perf_counter()
+        with ThreadPoolExecutor(len(segmenters)) as threads:
+            for done in [threads.submit(_labelled_in_turn, one, contents, sweeps) for one in segmenters]:
+                done.result()
+        return len(segmenters) * sweeps / (time.perf_counter() - start)
+
+    alone, together = rate([segmenter]), rate([segmenter, *others])
+    return {"lidars": lidars, "alone_hz": alone, "together_hz": together, "ratio": together / alone}
+
+
+def _labelled_in_turn(segmenter: Segmenter, contents: list[CloudContent], sweeps: int) -> None:
+    for index in range(sweeps):
+        labelled(segmenter, contents[index % len(contents)])
 
 
 def compared(segmenter: Segmenter, contents: list[CloudContent], sweeps: int) -> dict[str, Any]:
@@ -245,6 +276,12 @@ def report(figures: dict[str, Any]) -> str:
             f"that is {c['share_of_flops']:.0%} of the machine's arithmetic, {c['share_of_bytes']:.0%} of its memory "
             f"(products: {c['float32_gflop_per_s']:.0f} GFLOP/s float32, {c['bfloat16_gflop_per_s']:.0f} bfloat16; "
             f"copy: {c['copy_gbyte_per_s']:.1f} GB/s)"
+        )
+    if "lidars" in figures:
+        s = figures["lidars"]
+        lines.append(
+            f"{s['lidars']} lidars that share the model: {s['together_hz']:.1f} sweeps a second together, "
+            f"{s['alone_hz']:.1f} by one alone: {s['ratio']:.2f} times as many"
         )
     if "baseline" in figures:
         b = figures["baseline"]

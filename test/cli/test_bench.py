@@ -36,7 +36,7 @@ def figures(tmp_path_factory: pytest.TempPathFactory) -> dict:
     """What a small network on a small lidar gives, with the baseline."""
     path = tmp_path_factory.mktemp("bench") / "figures.json"
     arguments = ["bench", "--points", "VLP-16", "--random", "WI-3-16", "--sweeps", "2", "--baseline", "--device", "cpu"]
-    main([*arguments, "--json", str(path)])
+    main([*arguments, "--lidars", "3", "--json", str(path)])
     return json.loads(path.read_text())
 
 
@@ -71,6 +71,15 @@ def test_the_baseline_says_the_same_in_more_time(figures: dict) -> None:
         assert baseline["ratio"][stage] == pytest.approx(published_ms / ours_ms) and published_ms > ours_ms > 0
     said = report(figures)
     assert "2 sweeps in turn" in said and f"{baseline['ratio']['total']:.1f} times as fast" in said
+
+
+def test_several_lidars_share_the_model(figures: dict) -> None:
+    found = figures["lidars"]
+    assert found["lidars"] == 3 and found["ratio"] == pytest.approx(found["together_hz"] / found["alone_hz"])
+    # One alone takes as long as the stages say; three take turns, and their other steps overlap at best.
+    assert 0.3 < found["alone_hz"] * figures["stages_ms"]["total"]["p50"] / 1e3 < 3
+    assert 0.3 < found["ratio"] < 3
+    assert "3 lidars that share the model: " in report(figures)
 
 
 class Many(SimpleNamespace):
@@ -219,6 +228,7 @@ def test_scans_of_growing_resolution_see_the_same_rooms() -> None:
         (["--points", "8by64"], "no recording 8by64, and a simulated lidar is VLP-16, "),
         (["--points", "0x64"], "RINGSxCOLUMNS, such as 128x2048, for an OS1 of another resolution; got '0x64'"),
         (["--sweeps", "0"], "at least 1"),
+        (["--lidars", "1"], "at least 2"),
         (["--points", "nowhere.bag"], "nowhere.bag"),
         (["--growth", "picture.jpg"], "takes a .png"),
         (["--growth", "nowhere/picture.png"], "folder that is there"),
