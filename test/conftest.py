@@ -1,9 +1,17 @@
 from __future__ import annotations
 
+import logging
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+
+
+@pytest.fixture(autouse=True)
+def level_of_the_log() -> Iterator[None]:
+    """Commands and nodes let the package's loggers say more, which other tests of the process must not hear."""
+    yield
+    logging.getLogger("lidar_semseg_ros").setLevel(logging.NOTSET)
 
 
 @pytest.fixture(scope="session")

