@@ -14,9 +14,10 @@ pytest.importorskip("rclpy")
 from lidar_semseg_ros.cli.live import live_environment
 from lidar_semseg_ros.ros.process import SHUTDOWN_CHECK_S
 
+# Python looks for signals between two calls, and would not see one that comes just before a single long sleep begins.
 SLOW_TO_MAKE = """
     print("here", flush=True)
-    eval("time.sleep(60)")
+    eval("[time.sleep(0.05) for _ in range(1200)]")
 """
 IN_A_CALLBACK = """
     node = rclpy.create_node("subject")
