@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import re
 import resource
 from collections.abc import Sequence
@@ -19,6 +18,7 @@ from lidar_semseg_ros.formats.on_demand import CloudOnDemand, LabelledOnDemand
 from lidar_semseg_ros.formats.pointcloud2 import CloudContent, read_cloud
 from lidar_semseg_ros.network.inputs import prepare
 from lidar_semseg_ros.network.model_file import read_description, write_safetensors
+from lidar_semseg_ros.network.parts import available_cores
 from lidar_semseg_ros.network.roofline import cost_of, gpu_name, gpu_peak_mb
 from lidar_semseg_ros.network.segmenter import Segmenter
 
@@ -141,7 +141,7 @@ def labelled(segmenter: Segmenter, content: CloudContent) -> Timed:
 def machine(device: str) -> str:
     """Tell the GPU, if it is the device, the kind of processor and the cores that this process may use."""
     names = re.findall(r"model name\s*:\s*(.+)", Path("/proc/cpuinfo").read_text())
-    cpu = f"{names[0] if names else 'unknown processor'}, {len(os.sched_getaffinity(0))} cores"
+    cpu = f"{names[0] if names else 'unknown processor'}, {available_cores()} cores"
     return f"{gpu_name(device)}, {cpu}" if device.startswith("cuda") else cpu
 
 

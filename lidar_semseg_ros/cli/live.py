@@ -25,6 +25,8 @@ STAGE_TOPIC = "/segmenter/debug/processing_time/{}_ms"
 LATENCY_TOPIC = "/segmenter/debug/pipeline_latency_ms"
 START_TIMEOUT_S = 600.0
 """A first start compiles, which takes minutes on a small computer."""
+LATE_S = 120.0
+"""So much longer than its recording a player may take, its own start included."""
 LAST_WORDS_S = 2.5
 """How long after the last cloud to wait: it may still be in work, and diagnostics come once a second."""
 
@@ -159,7 +161,7 @@ def _watch(player: NodeProcess, segmenter: NodeProcess, duration_s: float) -> li
             bar.update(min(elapsed_s, duration_s) - bar.n)
             if elapsed_s >= len(memory_mb):
                 memory_mb.append(segmenter.memory_mb())
-            if elapsed_s > duration_s + START_TIMEOUT_S:
+            if elapsed_s > duration_s + LATE_S:
                 raise UserError(f"the player hangs; its last words: {player.last_words()}")
             time.sleep(0.1)
     if player.process.returncode:

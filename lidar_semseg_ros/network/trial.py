@@ -30,17 +30,15 @@ def faster_precisions(device: str, config: WaffleIronConfig) -> tuple[str, ...]:
     before float16, which is as fast and rounds less, but can overflow. In narrow networks rounding to bytes costs more
     than they bring over bfloat16.
     """
-    if device.startswith("cuda"):
-        import torch
-
-        return ("bfloat16", "float16") if torch.cuda.is_bf16_supported(including_emulation=False) else ()
-    if config.width < LEAST_WIDTH:
-        return ()
     import torch
 
     from lidar_semseg_ros.network.tiled_network import fit
     from lidar_semseg_ros.network.tiles import processor_features
 
+    if device.startswith("cuda"):
+        return ("bfloat16", "float16") if torch.cuda.is_bf16_supported(including_emulation=False) else ()
+    if config.width < LEAST_WIDTH:
+        return ()
     has_bfloat16 = bool({"+avx512bf16", "+amx-bf16"} & processor_features())
     has_bytes = fit(config, torch.int8) and (config.width >= LEAST_WIDTH_IN_BYTES or not has_bfloat16)
     return (*(("int8",) if has_bytes else ()), *(("bfloat16",) if has_bfloat16 else ()))
