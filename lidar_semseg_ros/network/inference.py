@@ -192,9 +192,8 @@ class CpuWaffleIron:
     dtype: float32, or bfloat16 or float16 for the products of C × C, or int8 for a part of these, if
     `tiled_network.fit` says so; tokens and grids are float32 in all of them. stepwise: with the libraries' products
     even where tiles fit, so that the first call need not wait until these are compiled. On a processor with matrix
-    units, which only the libraries use, the network that computes an example in less time is taken: in a narrow one
-    what tiles save besides the products may be more. Two processes may so take different ones, whose logits differ by
-    the rounding of bfloat16.
+    units, which tiles and libraries both use, the network that computes an example in less time is taken. Two processes
+    may so take different ones, whose logits differ by the rounding of bfloat16.
     """
 
     most_clouds = 1  # every core is busy with one, and a chunk of another one's rows is the same work

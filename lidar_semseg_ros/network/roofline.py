@@ -57,7 +57,8 @@ def measured_ceilings(device: str, threads: int) -> Ceilings:
     """Measure for a few seconds; threads: of the CPU, 0 for as many as PyTorch takes."""
     import torch
 
-    from lidar_semseg_ros.network.tiles import BIASED, packed, product, tiling_for
+    from lidar_semseg_ros.network.tile_instructions import BIASED
+    from lidar_semseg_ros.network.tiles import packed, product, tiling_for
     from lidar_semseg_ros.network.workers import RoomOfThread, Workers, as_array, edges
 
     on_gpu, dice = device != "cpu", torch.Generator(device).manual_seed(0)

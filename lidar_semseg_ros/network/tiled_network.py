@@ -22,13 +22,19 @@ from lidar_semseg_ros.network.grid_kernels import centre_and_scale, compiled, co
 from lidar_semseg_ros.network.inputs import CroppedPlane, NetworkInput
 from lidar_semseg_ros.network.parts import together
 from lidar_semseg_ros.network.point_kernels import rounded
-from lidar_semseg_ros.network.tiles import (
+from lidar_semseg_ros.network.tile_instructions import (
     ADDED,
     BIASED,
     HIGHEST,
     RECTIFIED,
     ROWS,
+    UNIT_ROWS,
+    UNITS,
     Tiling,
+    release_units,
+    use_units,
+)
+from lidar_semseg_ros.network.tiles import (
     byte_tiling_for,
     multiply,
     multiply_bytes,
@@ -603,7 +609,7 @@ def program(
     """
     (lanes, vectors), (first_lanes, first_vectors) = exact, first
     (hidden_lanes, hidden_vectors), (head_lanes, head_vectors) = hidden, head
-    factor_type = np.int16 if rounds else np.float32
+    factor_type, in_units = np.int16 if rounds else np.float32, UNITS in (first, hidden)
     hidden_type = np.float32 if in_bytes else factor_type
 
     @compiled
@@ -635,6 +641,8 @@ def program(
             np.empty(max(count, BLOCK_ROWS), np.float32),
             np.empty((BLOCK_ROWS, len(head.bias)), np.float32),
         )
+        if in_units:
+            use_units(UNIT_ROWS)
         rows = max(PART_VALUES // (channels * BLOCK_ROWS), 1) * BLOCK_ROWS
         cells, to_embed = max(rows // 4, 1), max(rows // (4 * count), 1) * ROWS
         find_cells_and_embed_all(
@@ -680,6 +688,8 @@ def program(
                 tokens_NC,
             )
             step += STEPS_PER_LAYER
+        if in_units:
+            release_units()  # type: ignore[call-arg]
         classify_all(progress, step, head_lanes, head_vectors, rows, tokens_NC, head, scratch, logits_NO)
 
     return compute

@@ -32,8 +32,8 @@ def faster_precisions(device: str, config: WaffleIronConfig) -> tuple[str, ...]:
     """
     import torch
 
+    from lidar_semseg_ros.network.tile_instructions import processor_features
     from lidar_semseg_ros.network.tiled_network import fit
-    from lidar_semseg_ros.network.tiles import processor_features
 
     if device.startswith("cuda"):
         return ("bfloat16", "float16") if torch.cuda.is_bf16_supported(including_emulation=False) else ()

@@ -24,7 +24,7 @@ from lidar_semseg_ros.network.inputs import InputConfig, NetworkInput, prepare, 
 from lidar_semseg_ros.network.model_file import ModelDescription, write_safetensors
 from lidar_semseg_ros.network.reference import PublishedWaffleIron, prepare_as_published
 from lidar_semseg_ros.network.segmenter import Segmenter, SegmenterConfig
-from lidar_semseg_ros.network.tiles import Tiling
+from lidar_semseg_ros.network.tile_instructions import Tiling
 from lidar_semseg_ros.network.trial import faster_precisions, trial_sweep
 from lidar_semseg_ros.network.waffleiron import WaffleIron, WaffleIronConfig, planes_of
 from lidar_semseg_ros.network.workers import RoomOfThread, Workers
@@ -349,7 +349,7 @@ def test_what_is_faster_depends_on_processor_and_width(
     width: int, has_bytes: bool, has_bfloat16: bool, expected: tuple[str, ...], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     features = frozenset({"+avx512bf16" if has_bfloat16 else "-avx512bf16"})
-    monkeypatch.setattr("lidar_semseg_ros.network.tiles.processor_features", lambda: features)
+    monkeypatch.setattr("lidar_semseg_ros.network.tile_instructions.processor_features", lambda: features)
     monkeypatch.setattr(tiled_network, "byte_tiling_for", lambda width: Tiling(16, 4) if has_bytes else None)
     assert faster_precisions("cpu", replace(SMALL, width=width)) == expected
 

@@ -9,12 +9,15 @@ from numba.core.errors import TypingError
 
 from lidar_semseg_ros.network import tiles
 from lidar_semseg_ros.network.grid_kernels import compiled
-from lidar_semseg_ros.network.tiles import (
+from lidar_semseg_ros.network.tile_instructions import (
     ADDED,
     BIASED,
     HIGHEST,
     RECTIFIED,
+    UNITS,
     Tiling,
+)
+from lidar_semseg_ros.network.tiles import (
     byte_tiling_for,
     multiply_bytes,
     packed,
@@ -34,10 +37,18 @@ TILINGS = [
         id="AVX-512 bfloat16",
         marks=pytest.mark.skipif(not HAS_BFLOAT16, reason="this processor has no bfloat16 products of vectors"),
     ),
+    pytest.param(UNITS, torch.bfloat16, id="AMX"),
 ]
 WIDE_BYTES = pytest.mark.skipif(byte_tiling_for(64) != Tiling(16, 4), reason="this processor has no wide bytes")
 BYTE_TILINGS = [Tiling(8, 2), pytest.param(Tiling(16, 4), marks=WIDE_BYTES)]
 pytestmark = pytest.mark.skipif(tiling_for(64, torch.float32) is None, reason="for this processor no tiles are known")
+
+
+@pytest.fixture
+def able(request: pytest.FixtureRequest) -> None:
+    """See to it that this processor can multiply with the tiling of a test."""
+    if request.node.callspec.params["tiling"] == UNITS:
+        request.getfixturevalue("emulator")
 
 
 def bits(x: torch.Tensor) -> np.ndarray:
@@ -48,6 +59,7 @@ def as_held(x: torch.Tensor, dtype: torch.dtype) -> np.ndarray:
     return bits(x) if dtype == torch.bfloat16 else x.float().numpy()
 
 
+@pytest.mark.usefixtures("able")
 @pytest.mark.parametrize(("tiling", "dtype"), TILINGS)
 @pytest.mark.parametrize("rows", [1, 3, 4, 21])
 @pytest.mark.parametrize("width", [64, 192])
@@ -89,6 +101,7 @@ def test_what_is_written_as_bfloat16_is_rounded_as_pytorch_does() -> None:
     assert np.array_equal(rounded, bits(torch.from_numpy(exact))) and (exact > 0).any() and (exact == 0).any()
 
 
+@pytest.mark.usefixtures("able")
 @pytest.mark.parametrize(("tiling", "dtype"), TILINGS)
 @pytest.mark.parametrize("form", [BIASED, ADDED, RECTIFIED, HIGHEST])
 @pytest.mark.parametrize("row", [0, 2, 5])
@@ -129,7 +142,6 @@ def test_the_number_of_rows_of_bytes_does_not_change_the_last_bit() -> None:
     [
         ("+avx512f,+avx2,+fma,+avx512bf16,-amx-bf16", torch.float32, 64, Tiling(16, 4)),
         ("+avx512f,+avx2,+fma,+avx512bf16,-amx-bf16", torch.bfloat16, 256, Tiling(16, 4)),
-        ("+avx512f,+avx2,+fma,+avx512bf16,+amx-bf16", torch.bfloat16, 256, Tiling(16, 4)),
         ("+avx512f,+avx2,+fma,-avx512bf16", torch.bfloat16, 256, None),
         ("+avx512f,+avx2,+fma,+avx512bf16,-amx-bf16", torch.float16, 256, None),
         ("+avx512f,+avx2,+fma", torch.float32, 48, None),
@@ -171,7 +183,7 @@ def test_arrays_that_a_tile_would_read_wrongly_are_refused(
         ("+avx512f,+avx512vnni,+avxvnni", 256, Tiling(16, 4)),
         ("+avx512f,+avx512vnni", 48, None),
         ("+avx2,+fma,+avxvnni", 48, Tiling(8, 2)),
-        ("+avx512f,+avx512vnni,+amx-bf16", 64, None),
+        ("+avx512f,+avx512vnni,+avx512bf16,+amx-tile,+amx-bf16", 64, None),
         ("+avx512f,-avx512vnni,-avxvnni", 64, None),
     ],
 )
@@ -179,6 +191,7 @@ def test_processors_with_products_of_bytes_are_known(
     features: str, width: int, expected: Tiling | None, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(tiles, "processor_features", lambda: frozenset(features.split(",")))
+    monkeypatch.setattr(tiles, "may_use_matrix_units", lambda: True)
     assert byte_tiling_for(width) == expected
 
 
