@@ -76,9 +76,8 @@ class _MendingCache(FunctionCache):
     def __init__(self, function: Callable[..., Any]) -> None:
         super().__init__(function)
         stamp, kept = _stamp_of(Path(function.__code__.co_filename).parent), self._cache_file
-        state = hashlib.sha256(repr(stamp).encode()).hexdigest()[:12]
-        self._name, self._state_name = (f"{self._impl.filename_base}.{part}" for part in ("", f"{state}."))
-        kept._source_stamp, kept._data_name_pattern = stamp, self._state_name + "{number:d}.nbc"
+        self._state = f".{hashlib.sha256(repr(stamp).encode()).hexdigest()[:12]}."
+        kept._source_stamp, kept._data_name_pattern = stamp, self._impl.filename_base + self._state + "{number:d}.nbc"
 
     def load_overload(self, sig: Any, target_context: Any) -> Any:
         """Give what is kept for a signature; None, and a cache that is empty, if it cannot be read."""
@@ -91,10 +90,10 @@ class _MendingCache(FunctionCache):
         return None
 
     def save_overload(self, sig: Any, data: Any) -> None:
-        """Keep what was compiled for a signature, if it can be written."""
+        """Keep what was compiled for a signature, if it can be written, and nothing of another state."""
         try:
             for file in Path(self.cache_path).glob("*.nbc"):
-                if file.name.startswith(self._name) and not file.name.startswith(self._state_name):
+                if self._state not in file.name:
                     file.unlink(missing_ok=True)
             super().save_overload(sig, data)
         except OSError as error:

@@ -107,6 +107,15 @@ def test_code_of_old_sources_is_not_taken_for_new_by_what_a_kill_left(
     assert len(kept(folder, ".nbc")) == 1 and kept(folder, ".nbc") != old
 
 
+def test_code_of_a_function_that_has_moved_does_not_stay(folder: Path) -> None:
+    loaded(folder).doubled(1)
+    old = kept(folder, ".nbc")
+    (folder / "kernel.py").write_text(f"\n{SOURCE}")
+    machine_code._stamp_of.cache_clear()
+    assert loaded(folder).doubled(21) == 42
+    assert len(kept(folder, ".nbc")) == 1 and kept(folder, ".nbc") != old
+
+
 def test_what_an_editor_leaves_beside_the_modules_does_no_harm(folder: Path) -> None:
     (folder / ".#kernel.py").symlink_to("someone@somewhere.1")
     (folder / "gone.py").symlink_to(folder / "nowhere.py")
