@@ -27,7 +27,7 @@ from torch import Tensor, nn
 from lidar_semseg_ros.network import grid_kernels, library_products, tiled_network
 from lidar_semseg_ros.network.inputs import CroppedPlane, NetworkInput, random_input
 from lidar_semseg_ros.network.tiled_network import TiledNetwork
-from lidar_semseg_ros.network.tiles import has_matrix_units
+from lidar_semseg_ros.network.tiles import MEASURED, tiling_for
 from lidar_semseg_ros.network.waffleiron import WaffleIron, WaffleIronConfig, folded
 from lidar_semseg_ros.network.weights import epsilon_of, gain_and_shift, kernel_and_bias
 from lidar_semseg_ros.network.workers import RoomOfThread, Workers, edges
@@ -191,9 +191,9 @@ class CpuWaffleIron:
 
     dtype: float32, or bfloat16 or float16 for the products of C × C, or int8 for a part of these, if
     `tiled_network.fit` says so; tokens and grids are float32 in all of them. stepwise: with the libraries' products
-    even where tiles fit, so that the first call need not wait until these are compiled. On a processor with matrix
-    units, which tiles and libraries both use, the network that computes an example in less time is taken. Two processes
-    may so take different ones, whose logits differ by the rounding of bfloat16.
+    even where tiles fit, so that the first call need not wait until these are compiled. Where it is
+    not known which of the two is quicker, for tiles are not among those MEASURED, the network that computes an example
+    in less time is taken. Two processes may so take different ones, whose logits differ by rounding.
     """
 
     most_clouds = 1  # every core is busy with one, and a chunk of another one's rows is the same work
@@ -205,7 +205,7 @@ class CpuWaffleIron:
             model, dtype, threads
         )
         self.config = model.config
-        if fit and dtype == torch.bfloat16 and has_matrix_units():
+        if fit and tiling_for(model.config.width, dtype) not in (None, *MEASURED):
             self._network = quicker(self._network, StepwiseNetwork(model, dtype, threads), self.config)
 
     def logits(self, prepared: NetworkInput) -> Tensor:

@@ -1,8 +1,7 @@
 """The products of a network on a CPU by the libraries that PyTorch brings, and what comes before and after them.
 
-For GELU, float16, heads of two products and odd widths, for processors without the vectors that network/tiles.py
-knows, for those with matrix units where this is measured to be quicker, and for a single call, where compiling would
-take longer.
+For GELU, float16, heads of two products and odd widths, for processors that network/tiles.py does not know or on which
+this is measured to be quicker, and for a single call, where compiling would take longer.
 """
 
 from __future__ import annotations

@@ -38,6 +38,8 @@ from lidar_semseg_ros.network.tile_instructions import (
     use_units,
 )
 
+MEASURED = (Tiling(16, 4), Tiling(8, 2))
+"""Tiles that were measured to be quicker than the libraries' products; of others a robot finds out at the start."""
 MOST_BYTE, MOST_SIGNED = 255, 127
 LEAST = np.float32(1e-30)
 """What is smaller counts as nothing when it becomes bytes."""
@@ -46,10 +48,7 @@ ARCH_PRCTL, ARCH_REQ_XCOMP_PERM, XFEATURE_XTILEDATA = 158, 0x1023, 18
 
 
 def tiling_for(width: int, dtype: torch.dtype) -> Tiling | None:
-    """Choose the tiles of networks of a width on this processor; None where the libraries' products are to be taken.
-
-    These know processors on which nothing was measured here.
-    """
+    """Choose the tiles of networks of a width on this processor; None where there are only the libraries' products."""
     features = processor_features()
     if dtype == torch.bfloat16:
         known = UNITS if has_matrix_units() else Tiling(16, 4) if "+avx512bf16" in features else None
@@ -57,8 +56,10 @@ def tiling_for(width: int, dtype: torch.dtype) -> Tiling | None:
         known = None
     elif "+avx512f" in features:
         known = Tiling(16, 4)
+    elif {"+avx2", "+fma"} <= features:
+        known = Tiling(8, 2)
     else:
-        known = Tiling(8, 2) if {"+avx2", "+fma"} <= features else None
+        known = Tiling(4, 4) if "+neon" in features else None
     return known if known is not None and width % known.columns == 0 else None
 
 

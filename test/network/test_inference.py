@@ -25,6 +25,7 @@ from lidar_semseg_ros.network.model_file import ModelDescription, write_safetens
 from lidar_semseg_ros.network.reference import PublishedWaffleIron, prepare_as_published
 from lidar_semseg_ros.network.segmenter import Segmenter, SegmenterConfig
 from lidar_semseg_ros.network.tile_instructions import Tiling
+from lidar_semseg_ros.network.tiles import tiling_for
 from lidar_semseg_ros.network.trial import faster_precisions, trial_sweep
 from lidar_semseg_ros.network.waffleiron import WaffleIron, WaffleIronConfig, planes_of
 from lidar_semseg_ros.network.workers import RoomOfThread, Workers
@@ -270,24 +271,24 @@ def test_memory_stays_flat_over_sweeps_of_changing_size(precision: str, variant:
     assert resident_mb() - settled_mb < 40
 
 
-@pytest.mark.skipif(not tiled_network.fit(VARIANTS["waffleiron with tiles"], torch.bfloat16), reason="no tiles here")
+@pytest.mark.skipif(tiling_for(64, torch.float32) is None, reason="for this processor no tiles are known")
 @pytest.mark.parametrize(
-    ("has_matrix_units", "stepwise_s", "expected"),
+    ("is_known", "stepwise_s", "expected"),
     [
-        (False, 0.0, "TiledNetwork"),
-        (True, 0.9, "StepwiseNetwork"),
-        (True, 1.1, "TiledNetwork"),
-        (True, None, "(Tiled|Stepwise)Network"),
+        (True, 0.0, "TiledNetwork"),
+        (False, 0.9, "StepwiseNetwork"),
+        (False, 1.1, "TiledNetwork"),
+        (False, None, "(Tiled|Stepwise)Network"),
     ],
 )
-def test_with_matrix_units_the_quicker_network_is_taken(
-    has_matrix_units: bool, stepwise_s: float | None, expected: str, monkeypatch: pytest.MonkeyPatch
+def test_where_nothing_was_measured_the_quicker_network_is_taken(
+    is_known: bool, stepwise_s: float | None, expected: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(inference, "has_matrix_units", lambda: has_matrix_units)
+    monkeypatch.setattr(inference, "MEASURED", (tiling_for(64, torch.float32),) if is_known else ())
     if stepwise_s is not None:
         seconds = {"TiledNetwork": 1.0, "StepwiseNetwork": stepwise_s}
         monkeypatch.setattr(inference, "seconds_of", lambda network, *_: seconds[type(network).__name__])
-    network = CpuWaffleIron(random_network(VARIANTS["waffleiron with tiles"]), torch.bfloat16, threads=2)
+    network = CpuWaffleIron(random_network(VARIANTS["waffleiron with tiles"]), torch.float32, threads=2)
     assert re.fullmatch(expected, type(network._network).__name__)
 
 

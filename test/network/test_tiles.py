@@ -29,6 +29,7 @@ from lidar_semseg_ros.network.tiles import (
 
 HAS_BFLOAT16 = tiling_for(64, torch.bfloat16) is not None
 TILINGS = [
+    pytest.param(Tiling(4, 4), torch.float32, id="NEON"),
     pytest.param(Tiling(8, 2), torch.float32, id="AVX2"),
     pytest.param(Tiling(16, 4), torch.float32, id="AVX-512"),
     pytest.param(
@@ -83,7 +84,7 @@ def test_a_product_is_that_of_float64(tiling: Tiling, dtype: torch.dtype, rows: 
 
 
 @pytest.mark.parametrize("inputs", [1, 5])
-@pytest.mark.parametrize("tiling", [Tiling(8, 2), Tiling(16, 4)])
+@pytest.mark.parametrize("tiling", [Tiling(4, 4), Tiling(8, 2), Tiling(16, 4)])
 def test_points_of_a_few_channels_may_be_multiplied_too(inputs: int, tiling: Tiling) -> None:
     x, weight = torch.randn(7, inputs), torch.randn(inputs, 64)
     out = np.empty((7, 64), np.float32)
@@ -147,7 +148,10 @@ def test_the_number_of_rows_of_bytes_does_not_change_the_last_bit() -> None:
         ("+avx512f,+avx2,+fma", torch.float32, 48, None),
         ("-avx512f,+avx2,+fma", torch.float32, 48, Tiling(8, 2)),
         ("-avx512f,+avx2,-fma", torch.float32, 64, None),
-        ("+neon", torch.float32, 64, None),
+        ("+neon,+fp-armv8", torch.float32, 48, Tiling(4, 4)),
+        ("+neon,+fp-armv8", torch.float32, 40, None),
+        ("+neon,+bf16", torch.bfloat16, 64, None),
+        ("+sse4.2", torch.float32, 64, None),
     ],
 )
 def test_tiles_are_taken_where_they_are_known_to_be_faster(
