@@ -139,11 +139,15 @@ def convolve(
     window: np.ndarray,
     weight_9C: np.ndarray,
     bias_C: np.ndarray,
+    none_C: np.ndarray,
     rectify: bool,
     out_MC: np.ndarray,
 ) -> None:
-    """Convolve depthwise, every row of out_MC from the up to 9 rows of cells_MC in its window; then ReLU if wanted."""
-    channels, none_C = out_MC.shape[1], np.zeros(out_MC.shape[1], np.float32)
+    """Convolve depthwise, every row of out_MC from the up to 9 rows of cells_MC in its window; then ReLU if wanted.
+
+    none_C: zeros, for the rows that are not there.
+    """
+    channels = out_MC.shape[1]
     w0, w1, w2 = weight_9C[0], weight_9C[1], weight_9C[2]
     w3, w4, w5 = weight_9C[3], weight_9C[4], weight_9C[5]
     w6, w7, w8 = weight_9C[6], weight_9C[7], weight_9C[8]

@@ -114,7 +114,7 @@ class StepwiseNetwork:
             for spatial, channel in zip(model.waffleiron.spatial_mix, model.waffleiron.channel_mix)
         ]
         self._head, self._width = model.classif, model.config.width
-        self._rows = max(CHUNK_VALUES // self._width, 1)
+        self._rows, self._none_C = max(CHUNK_VALUES // self._width, 1), np.zeros(self._width, np.float32)
 
     def write(self, prepared: NetworkInput, logits: Tensor) -> None:
         """Write logits (N, outputs)."""
@@ -150,12 +150,12 @@ class StepwiseNetwork:
             )
 
         def first(begin: int, end: int) -> None:
-            grid_kernels.convolve(begin, end, mean_MC, cells.around, *mix.first, rectify, hidden)
+            grid_kernels.convolve(begin, end, mean_MC, cells.around, *mix.first, self._none_C, rectify, hidden)
             if not rectify:
                 hidden_GC[begin:end] = mix.activation(hidden_GC[begin:end])
 
         def last(begin: int, end: int) -> None:
-            grid_kernels.convolve(begin, end, hidden, cells.hidden, *mix.last, False, mixed_MC)
+            grid_kernels.convolve(begin, end, hidden, cells.hidden, *mix.last, self._none_C, False, mixed_MC)
 
         def update(begin: int, end: int) -> None:
             channel_mix.update(begin, end, mixed_MC, cells.place, tokens_NC)
@@ -191,9 +191,9 @@ class CpuWaffleIron:
 
     dtype: float32, or bfloat16 or float16 for the products of C × C, or int8 for a part of these, if
     `tiled_network.fit` says so; tokens and grids are float32 in all of them. stepwise: with the libraries' products
-    even where tiles fit, so that the first call need not wait until these are compiled. Where it is
-    not known which of the two is quicker, for tiles are not among those MEASURED, the network that computes an example
-    in less time is taken. Two processes may so take different ones, whose logits differ by rounding.
+    even where tiles fit, so that the first call need not wait until these are compiled. Where it is not known which of
+    the two is quicker, for tiles are not among those MEASURED, the network that computes an example in less time is
+    taken. Two processes may so take different ones, whose logits differ by rounding.
     """
 
     most_clouds = 1  # every core is busy with one, and a chunk of another one's rows is the same work

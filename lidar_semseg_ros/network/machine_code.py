@@ -17,7 +17,7 @@ from typing import Any, TypeVar
 from llvmlite import binding
 from numba import njit
 from numba.core import event
-from numba.core.caching import FunctionCache
+from numba.core.caching import FunctionCache, IndexDataCacheFile
 
 F = TypeVar("F", bound=Callable[..., Any])
 
@@ -70,14 +70,15 @@ class _MendingCache(FunctionCache):
     """Numba's cache, whose faults cost time and no more: a power cut leaves empty files, and a disk may be full.
 
     What is kept is good as long as no module of the same folder changes, for functions contain those that they call.
-    File names tell the state that it is of: numba writes the index first, and what lay there would be taken for new.
+    File names tell the state that it is of; of other states nothing stays, so a process that still runs in one of them
+    compiles anew.
     """
 
     def __init__(self, function: Callable[..., Any]) -> None:
         super().__init__(function)
-        stamp, kept = _stamp_of(Path(function.__code__.co_filename).parent), self._cache_file
-        self._state = f".{hashlib.sha256(repr(stamp).encode()).hexdigest()[:12]}."
-        kept._source_stamp, kept._data_name_pattern = stamp, self._impl.filename_base + self._state + "{number:d}.nbc"
+        stamp = _stamp_of(Path(function.__code__.co_filename).parent)
+        self._state = hashlib.sha256(repr(stamp).encode()).hexdigest()[:12]
+        self._cache_file = IndexDataCacheFile(self.cache_path, f"{self._impl.filename_base}.{self._state}", stamp)
 
     def load_overload(self, sig: Any, target_context: Any) -> Any:
         """Give what is kept for a signature; None, and a cache that is empty, if it cannot be read."""
@@ -92,8 +93,8 @@ class _MendingCache(FunctionCache):
     def save_overload(self, sig: Any, data: Any) -> None:
         """Keep what was compiled for a signature, if it can be written, and nothing of another state."""
         try:
-            for file in Path(self.cache_path).glob("*.nbc"):
-                if self._state not in file.name:
+            for file in Path(self.cache_path).glob("*.nb[ci]"):
+                if f".{self._state}." not in file.name:
                     file.unlink(missing_ok=True)
             super().save_overload(sig, data)
         except OSError as error:

@@ -10,14 +10,11 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
-import numpy as np
 from llvmlite import ir
 from numba.core import cgutils, types
 from numba.core.errors import TypingError
 from numba.core.registry import cpu_target
 from numba.extending import intrinsic
-
-from lidar_semseg_ros.network.grid_kernels import compiled
 
 ROWS = 4
 """Rows of a tile; with the vectors of a row, as many sums as hide the time that one addition takes."""
@@ -40,11 +37,11 @@ class Tiling(NamedTuple):
         return self.lanes * self.vectors
 
 
-UNITS, UNIT_ROWS = Tiling(32, 2), 16
-"""Stands for matrix units (AMX), which hold a factor as up to UNIT_ROWS rows of 32 bfloat16. Panels are those of
-Tiling(16, 4)."""
-LINE_BYTES, UNIT_BYTES = 4 * UNITS.columns, 64
-"""From a pair of rows of a panel to the next one, and so many bytes of a row does a unit hold."""
+WIDE = Tiling(16, 4)
+UNITS = Tiling(32, 2)
+"""Stands for matrix units (AMX) and panels as WIDE has them; no processor has such vectors."""
+UNIT_ROWS, UNIT_PAIRS, UNIT_BYTES = 16, 16, 64
+"""A unit holds up to so many rows of a factor or of sums, or pairs of rows of weights, each of so many bytes."""
 
 
 def processor_features() -> frozenset[str]:
@@ -120,7 +117,10 @@ def byte_tile(
 def unit_tile(
     _: Any, form: Any, factor: Any, row: Any, rows: Any, weight: Any, panel: Any, bias: Any, out: Any, out_row: Any
 ) -> Any:
-    """Compute one tile as `tile` does, of so many rows ≤ UNIT_ROWS, by matrix units that `use_units` made ready."""
+    """Compute one tile as `tile` does, of so many rows ≤ UNIT_ROWS, by matrix units.
+
+    `use_units` made them ready for as many in this thread; else the processor ends the process.
+    """
     (constant,) = _constants(form)
     out_types = (types.float32,) if constant & (ADDED | HIGHEST) else (types.float32, types.int16)
     kinds = ((types.int16,), (types.int16,), (types.float32,), out_types)
@@ -335,7 +335,7 @@ class _UnitTile(_Tile):
     """The instructions of one tile that matrix units sum up and vectors finish, row by row."""
 
     def __init__(self, builder: ir.IRBuilder, in_tile: ir.Value, form: int, rounds_out: bool) -> None:
-        super().__init__(builder, 16, 4, 1, form, rounds_factor=True, rounds_out=rounds_out)
+        super().__init__(builder, *WIDE, 1, form, rounds_factor=True, rounds_out=rounds_out)
         self.in_tile = in_tile
 
     def write(self, views: dict[str, Any], row: ir.Value, panel: ir.Value, out_row: ir.Value) -> None:
@@ -378,14 +378,14 @@ class _UnitTile(_Tile):
             tilestored %tmm1, 64($5,$4)
             tilestored %tmm2, 128($5,$4)
             tilestored %tmm3, 192($5,$4)"""
-        steps = builder.udiv(builder.extract_value(weight.shape, 1), SIZE(UNIT_ROWS))  # of 16 pairs of rows each
+        steps, line_bytes = builder.udiv(builder.extract_value(weight.shape, 1), SIZE(UNIT_PAIRS)), 4 * UNITS.columns
         begin = [
             self._address(views["factor"], [row, SIZE(0)]),
             self._address(weight, [panel, *[SIZE(0)] * 3]),
             steps,
         ]
-        fixed = [builder.extract_value(views["factor"].strides, 0), SIZE(LINE_BYTES), sums]
-        advance = [SIZE(UNIT_BYTES), SIZE(UNIT_ROWS * LINE_BYTES)]
+        fixed = [builder.extract_value(views["factor"].strides, 0), SIZE(line_bytes), sums]
+        advance = [SIZE(UNIT_BYTES), SIZE(UNIT_PAIRS * line_bytes)]
         values = [*fixed, *advance, *begin]
         byte = ir.IntType(8).as_pointer()
         moved = ir.LiteralStructType([byte, byte, SIZE])  # the loop moves these on, so they are given back
@@ -394,26 +394,27 @@ class _UnitTile(_Tile):
         return sums
 
 
-@compiled
-def use_units(rows: int) -> None:
-    """Make the matrix units of this thread ready for so many rows of a factor, 1 to UNIT_ROWS, and its sums."""
-    shapes = np.zeros(64, np.uint8)
-    shapes[0] = 1  # palette: eight units of at most 16 rows of 64 bytes
-    for unit in range(8):
-        shapes[16 + 2 * unit] = UNIT_BYTES
-        shapes[48 + unit] = rows if unit < 5 else UNIT_ROWS
-    _configure(shapes)  # type: ignore[call-arg]
-
-
 @intrinsic
-def _configure(_: Any, shapes: Any) -> Any:
+def use_units(_: Any, rows: Any) -> Any:
+    """Make the matrix units of this thread ready for so many rows of a factor, 1 to UNIT_ROWS, and its sums."""
+
     def generate(context: Any, builder: ir.IRBuilder, signature: Any, arguments: Any) -> Any:
-        data = context.make_array(signature.args[0])(context, builder, arguments[0]).data
-        kind = ir.FunctionType(ir.VoidType(), [data.type])
-        builder.asm(kind, "ldtilecfg ($0)", "r,~{memory}", [data], side_effect=True)
+        byte, palette = ir.IntType(8), 1  # eight units of at most 16 rows of 64 bytes
+        with builder.goto_entry_block():
+            shapes = builder.alloca(byte, 64)
+        everything = ir.ArrayType(byte, 64)
+        builder.store(ir.Constant(everything, None), builder.bitcast(shapes, everything.as_pointer()))
+        wanted = [(0, byte(palette))]
+        for unit in range(8):
+            rows = builder.trunc(arguments[0], byte) if unit < 5 else byte(UNIT_ROWS)
+            wanted += [(16 + 2 * unit, byte(UNIT_BYTES)), (48 + unit, rows)]
+        for place, value in wanted:
+            builder.store(value, builder.gep(shapes, [SIZE(place)]))
+        kind = ir.FunctionType(ir.VoidType(), [shapes.type])
+        builder.asm(kind, "ldtilecfg ($0)", "r,~{memory}", [shapes], side_effect=True)
         return context.get_dummy_value()
 
-    return types.void(shapes), generate
+    return types.void(types.intp), generate
 
 
 @intrinsic

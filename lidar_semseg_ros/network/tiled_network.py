@@ -263,8 +263,9 @@ class Scratch(NamedTuple):
     """What a thread writes to and nobody else reads.
 
     difference: (K, I) and neighbour: (K, C), of a point's neighbours, K filled up to whole tiles. most: (ROWS, C), the
-    highest of these for some points. none: (C,) zeros, where there is no bias. factor, hidden: (BLOCK_ROWS, C), of a
-    channel mix. whole: (…, C) uint8 and gain: (…,), of hidden or neighbour. logits: (BLOCK_ROWS, outputs), whole tiles.
+    highest of these for some points. none: (C,) zeros, where there is no bias or no cell. factor, hidden:
+    (BLOCK_ROWS, C), of a channel mix. whole: (…, C) uint8 and gain: (…,), of hidden or neighbour. logits:
+    (BLOCK_ROWS, outputs), whole tiles.
     """
 
     difference: np.ndarray
@@ -514,6 +515,7 @@ def convolve_all(
     window: np.ndarray,
     weight_9C: np.ndarray,
     bias_C: np.ndarray,
+    none_C: np.ndarray,
     rectify: bool,
     out_MC: np.ndarray,
 ) -> None:
@@ -522,7 +524,7 @@ def convolve_all(
     part = begin_part(progress, step)
     while part < parts:
         begin, end = part * rows, min((part + 1) * rows, cells)
-        convolve(begin, end, cells_MC, window, weight_9C, bias_C, rectify, out_MC)
+        convolve(begin, end, cells_MC, window, weight_9C, bias_C, none_C, rectify, out_MC)
         end_part(progress, step)
         part = begin_part(progress, step)
     wait_for(progress, step, parts)
@@ -610,7 +612,7 @@ def program(
     (lanes, vectors), (first_lanes, first_vectors) = exact, first
     (hidden_lanes, hidden_vectors), (head_lanes, head_vectors) = hidden, head
     factor_type, in_units = np.int16 if rounds else np.float32, UNITS in (first, hidden)
-    hidden_type = np.float32 if in_bytes else factor_type
+    hidden_type, at_once = np.float32 if in_bytes else factor_type, UNIT_ROWS if in_units else ROWS
 
     @compiled
     def compute(
@@ -628,13 +630,14 @@ def program(
         logits_NO: np.ndarray,
     ) -> None:
         """Work on all steps; when any thread returns, the logits are written."""
-        channels, count = tokens_NC.shape[1], parts_of(neighbours_NK.shape[1], ROWS) * ROWS
+        channels, count = tokens_NC.shape[1], parts_of(neighbours_NK.shape[1], at_once) * at_once
         # Before any part: if there is no memory, the others need not wait for one that this thread has begun.
+        none_C = np.zeros(channels, np.float32)
         scratch = Scratch(
             np.empty((count, x_NI.shape[1]), np.float32),
             np.empty((count, channels), hidden_type),
             np.empty((ROWS, channels), np.float32),
-            np.zeros(channels, np.float32),
+            none_C,
             np.empty((BLOCK_ROWS, channels), factor_type),
             np.empty((BLOCK_ROWS, channels), hidden_type),
             np.empty((max(count, BLOCK_ROWS), channels), np.uint8),
@@ -642,7 +645,7 @@ def program(
             np.empty((BLOCK_ROWS, len(head.bias)), np.float32),
         )
         if in_units:
-            use_units(UNIT_ROWS)
+            use_units(UNIT_ROWS)  # type: ignore[call-arg]
         rows = max(PART_VALUES // (channels * BLOCK_ROWS), 1) * BLOCK_ROWS
         cells, to_embed = max(rows // 4, 1), max(rows // (4 * count), 1) * ROWS
         find_cells_and_embed_all(
@@ -664,13 +667,11 @@ def program(
         for layer in range(len(layers.gain)):
             plane = planes[layer % len(planes)]
             occupied, around = len(plane.occupied), plane.hidden_total[0]
-            kernel, bias = layers.first_kernel[layer], layers.first_bias[layer]
-            last_kernel, last_bias = layers.last_kernel[layer], layers.last_bias[layer]
             flatten_all(progress, step, rows, tokens_NC, plane, layer, layers, mean_MC)
-            convolve_all(progress, step + 1, cells, around, mean_MC, plane.around, kernel, bias, True, hidden_GC)
-            convolve_all(
-                progress, step + 2, cells, occupied, hidden_GC, plane.hidden, last_kernel, last_bias, False, mixed_MC
-            )
+            window, kernel, bias = plane.around, layers.first_kernel[layer], layers.first_bias[layer]
+            convolve_all(progress, step + 1, cells, around, mean_MC, window, kernel, bias, none_C, True, hidden_GC)
+            window, kernel, bias = plane.hidden, layers.last_kernel[layer], layers.last_bias[layer]
+            convolve_all(progress, step + 2, cells, occupied, hidden_GC, window, kernel, bias, none_C, False, mixed_MC)
             mix_all(
                 progress,
                 step + 3,
@@ -689,7 +690,7 @@ def program(
             )
             step += STEPS_PER_LAYER
         if in_units:
-            release_units()  # type: ignore[call-arg]
+            release_units()
         classify_all(progress, step, head_lanes, head_vectors, rows, tokens_NC, head, scratch, logits_NO)
 
     return compute

@@ -12,6 +12,7 @@ bytes that have a sign are of four factors at a time, and sums are whole numbers
 from __future__ import annotations
 
 import ctypes
+import sys
 from collections.abc import Callable
 from functools import cache
 from typing import Any
@@ -27,8 +28,10 @@ from lidar_semseg_ros.network.grid_kernels import compiled
 from lidar_semseg_ros.network.tile_instructions import (
     HIGHEST,
     ROWS,
+    UNIT_PAIRS,
     UNIT_ROWS,
     UNITS,
+    WIDE,
     Tiling,
     byte_tile,
     processor_features,
@@ -38,7 +41,7 @@ from lidar_semseg_ros.network.tile_instructions import (
     use_units,
 )
 
-MEASURED = (Tiling(16, 4), Tiling(8, 2))
+MEASURED = (WIDE, Tiling(8, 2))
 """Tiles that were measured to be quicker than the libraries' products; of others a robot finds out at the start."""
 MOST_BYTE, MOST_SIGNED = 255, 127
 LEAST = np.float32(1e-30)
@@ -51,11 +54,11 @@ def tiling_for(width: int, dtype: torch.dtype) -> Tiling | None:
     """Choose the tiles of networks of a width on this processor; None where there are only the libraries' products."""
     features = processor_features()
     if dtype == torch.bfloat16:
-        known = UNITS if has_matrix_units() else Tiling(16, 4) if "+avx512bf16" in features else None
+        known = UNITS if has_matrix_units() else WIDE if "+avx512bf16" in features else None
     elif dtype != torch.float32:
         known = None
     elif "+avx512f" in features:
-        known = Tiling(16, 4)
+        known = WIDE
     elif {"+avx2", "+fma"} <= features:
         known = Tiling(8, 2)
     else:
@@ -68,20 +71,22 @@ def byte_tiling_for(width: int) -> Tiling | None:
     if has_matrix_units():
         return None
     features = processor_features()
-    known = Tiling(16, 4) if "+avx512vnni" in features else Tiling(8, 2) if "+avxvnni" in features else None
+    known = WIDE if "+avx512vnni" in features else Tiling(8, 2) if "+avxvnni" in features else None
     return known if known is not None and width % known.columns == 0 else None
 
 
 def has_matrix_units() -> bool:
-    """Tell whether the processor has units for products in bfloat16 (AMX), and Linux lets this process use them."""
-    return {"+amx-bf16", "+amx-tile", "+avx512bf16"} <= processor_features() and may_use_matrix_units()
+    """Tell whether the processor has units for products in bfloat16 (AMX); if so, ask Linux for leave to use them."""
+    needed = {"+amx-bf16", "+amx-tile", "+avx512bf16"}
+    return sys.platform == "linux" and needed <= processor_features() and may_use_matrix_units()
 
 
 @cache
 def may_use_matrix_units() -> bool:
     """Ask Linux for room for what matrix units hold, without which their first instruction ends the process.
 
-    The answer holds for all threads. Source: Linux, Documentation/arch/x86/xstate.rst.
+    The answer holds for all threads, whose stacks for signals have to be large enough for that room from then on.
+    Source: Linux, Documentation/arch/x86/xstate.rst.
     """
     call = [ctypes.c_long(value) for value in (ARCH_PRCTL, ARCH_REQ_XCOMP_PERM, XFEATURE_XTILEDATA)]
     return bool(ctypes.CDLL(None).syscall(*call) == 0)
@@ -92,7 +97,7 @@ def packed(weight_KC: Tensor, tiling: Tiling, dtype: torch.dtype) -> np.ndarray:
 
     ValueError if K is odd in bfloat16, or no multiple of 32 for matrix units.
     """
-    at_once = tiling.lanes if tiling == UNITS else 2 if dtype == torch.bfloat16 else 1
+    at_once = 2 * UNIT_PAIRS if tiling == UNITS else 2 if dtype == torch.bfloat16 else 1
     if len(weight_KC) % at_once:
         raise ValueError(
             f"{tiling} multiplies {at_once} rows of weights at a time in {dtype}, but got {len(weight_KC)}"
@@ -180,10 +185,10 @@ def _by_lanes(
                 out_row = moves * row
                 unit_tile(form, factor_nK, row, UNIT_ROWS, weight, panel, bias_C, out_nC, out_row)  # type: ignore
         if rest:
-            use_units(rest)
+            use_units(rest)  # type: ignore[call-arg]
             for panel in range(len(weight)):
                 out_row = moves * whole
-                unit_tile(form, factor_nK, whole, rest, weight, panel, bias_C, out_nC, out_row)  # type: ignore
+                unit_tile(form, factor_nK, whole, rest, weight, panel, bias_C, out_nC, out_row)
             use_units(UNIT_ROWS)
 
     if not isinstance(lanes, types.IntegerLiteral):
@@ -244,9 +249,9 @@ def product(tiling: Tiling, form: int) -> Callable[[np.ndarray, np.ndarray, np.n
     @compiled
     def of_rows(factor_nK: np.ndarray, weight: np.ndarray, bias_C: np.ndarray, out_nC: np.ndarray) -> None:
         if in_units:
-            use_units(UNIT_ROWS)
+            use_units(UNIT_ROWS)  # type: ignore[call-arg]
         multiply(lanes, vectors, form, factor_nK, weight, bias_C, out_nC)
         if in_units:
-            release_units()  # type: ignore[call-arg]
+            release_units()
 
     return of_rows

@@ -2,7 +2,8 @@
  *
  * At an instruction that it does not know, a processor stops and Linux sends SIGILL: what the instruction does is done
  * here, and the program goes on behind it. What the processor itself would refuse, such as factors of other shapes
- * than those that the units were made ready for, ends the process as it would there.
+ * than those that the units were made ready for, ends the process as it would there. Only numbers below 1e-38, which
+ * the processor takes for 0, are computed with.
  * Source: Intel 64 and IA-32 Architectures Software Developer's Manual, volume 2 and volume 1, chapter 18.
  */
 #define _GNU_SOURCE
@@ -22,7 +23,8 @@ typedef struct {
 static _Thread_local Shapes shapes;
 static _Thread_local uint8_t units[UNITS][ROWS][BYTES];
 static struct sigaction before;
-static long carried_out;
+static long carried_out, strayed;
+static uintptr_t fence, behind;
 
 static const int REGISTERS[16] = {REG_RAX, REG_RCX, REG_RDX, REG_RBX, REG_RSP, REG_RBP, REG_RSI, REG_RDI,
                                   REG_R8,  REG_R9,  REG_R10, REG_R11, REG_R12, REG_R13, REG_R14, REG_R15};
@@ -42,7 +44,8 @@ static int configure(const void *from) {
     int odd = wanted.palette != 1 || wanted.start_row != 0;
     for (int i = 0; i < 14; i++) odd |= wanted.reserved[i] != 0;
     for (int i = 0; i < 16; i++)
-        odd |= i < UNITS ? wanted.rows[i] > ROWS || wanted.bytes[i] > BYTES : wanted.rows[i] || wanted.bytes[i];
+        odd |= wanted.rows[i] > ROWS || wanted.bytes[i] > BYTES || !wanted.rows[i] != !wanted.bytes[i] ||
+               (i >= UNITS && wanted.rows[i]);
     if (odd) return 0;
     shapes = wanted;
     memset(units, 0, sizeof units);
@@ -77,6 +80,8 @@ static int move(int unit, uint8_t *memory, int64_t stride, int store) {
     if (!store) memset(units[unit], 0, sizeof units[unit]);
     for (int m = 0; m < shapes.rows[unit]; m++) {
         uint8_t *row = memory + m * stride;
+        if ((uintptr_t)row < behind && (uintptr_t)row + shapes.bytes[unit] > fence)
+            __atomic_fetch_add(&strayed, 1, __ATOMIC_RELAXED);
         memcpy(store ? row : units[unit][m], store ? units[unit][m] : row, shapes.bytes[unit]);
     }
     return 1;
@@ -88,9 +93,10 @@ static int carry_out(const uint8_t *code, const greg_t *registers) {
     int index_high = code[1] & 0x40 ? 0 : 8, base_high = code[1] & 0x20 ? 0 : 8;
     int prefix = code[2] & 3, right = ~code[2] >> 3 & 15;
     int opcode = code[3], mod = code[4] >> 6, reg = code[4] >> 3 & 7, rm = code[4] & 7;
+    if (opcode != 0x5C && right != 0) return 0;
     if (mod == 3) {
         if (opcode == 0x49 && prefix == 0 && code[4] == 0xC0) memset(&shapes, 0, sizeof shapes);
-        else if (opcode == 0x49 && prefix == 3 && ready(reg)) memset(units[reg], 0, sizeof units[reg]);
+        else if (opcode == 0x49 && prefix == 3 && rm == 0 && ready(reg)) memset(units[reg], 0, sizeof units[reg]);
         else if (opcode != 0x5C || prefix != 2 || right >= UNITS || !multiply(reg, rm, right)) return 0;
         return 5;
     }
@@ -132,6 +138,14 @@ void begin_emulation(void) {
 }
 
 void end_emulation(void) { sigaction(SIGILL, &before, 0); }
+
+/* From now on, count the rows that units load from or store to the bytes from `begin` on, before `end`. */
+void watch(const void *begin, const void *end) {
+    fence = (uintptr_t)begin, behind = (uintptr_t)end;
+    __atomic_store_n(&strayed, 0, __ATOMIC_RELAXED);
+}
+
+long rows_watched(void) { return __atomic_load_n(&strayed, __ATOMIC_RELAXED); }
 
 /* How many instructions were carried out, in all threads. */
 long emulated(void) { return __atomic_load_n(&carried_out, __ATOMIC_RELAXED); }

@@ -12,8 +12,9 @@ import pytest
 
 @pytest.fixture(scope="session")
 def compiled_emulator(tmp_path_factory: pytest.TempPathFactory) -> ctypes.CDLL:
-    instructions = pytest.importorskip("lidar_semseg_ros.network.tile_instructions", reason="numba is not installed")
-    if sys.platform != "linux" or "+avx512bf16" not in instructions.processor_features():
+    from lidar_semseg_ros.network.tile_instructions import processor_features
+
+    if sys.platform != "linux" or "+avx512bf16" not in processor_features():
         pytest.skip("the emulator is for Linux on processors with AVX-512 and its bfloat16")
     if shutil.which("cc") is None:
         pytest.skip("no C compiler for the emulator")
@@ -26,6 +27,9 @@ def compiled_emulator(tmp_path_factory: pytest.TempPathFactory) -> ctypes.CDLL:
 @pytest.fixture
 def emulator(compiled_emulator: ctypes.CDLL) -> Iterator[ctypes.CDLL]:
     """What carries out the instructions of matrix units where the processor does not."""
-    compiled_emulator.begin_emulation()
+    from lidar_semseg_ros.network.tiles import has_matrix_units
+
+    if not has_matrix_units():
+        compiled_emulator.begin_emulation()
     yield compiled_emulator
     compiled_emulator.end_emulation()

@@ -113,7 +113,7 @@ def test_code_of_a_function_that_has_moved_does_not_stay(folder: Path) -> None:
     (folder / "kernel.py").write_text(f"\n{SOURCE}")
     machine_code._stamp_of.cache_clear()
     assert loaded(folder).doubled(21) == 42
-    assert len(kept(folder, ".nbc")) == 1 and kept(folder, ".nbc") != old
+    assert len(kept(folder, ".nbc")) == len(kept(folder, ".nbi")) == 1 and kept(folder, ".nbc") != old
 
 
 def test_what_an_editor_leaves_beside_the_modules_does_no_harm(folder: Path) -> None:

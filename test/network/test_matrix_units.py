@@ -91,12 +91,14 @@ def test_the_number_of_rows_does_not_change_the_last_bit(multiplied: Callable[..
 
 
 def test_rows_behind_the_last_one_are_neither_read_nor_written(emulator: ctypes.CDLL) -> None:
-    x, weight = torch.full((32, 64), torch.nan), in_bfloat16(64, 64)
-    x[:18] = in_bfloat16(18, 64)
-    out = np.full((32, 64), 7.0, np.float32)
-    packed_weight = packed(weight, UNITS, torch.bfloat16)
-    product(UNITS, BIASED)(bits(x)[:18], packed_weight, np.zeros(64, np.float32), out[:18])
-    assert np.isfinite(out).all() and (out[18:] == 7).all()
+    factor, out = bits(torch.randn(32, 64)), np.full((32, 64), 7.0, np.float32)
+    weight, bias = packed(torch.eye(64), UNITS, torch.bfloat16), np.zeros(64, np.float32)
+    end = ctypes.c_void_p(factor.ctypes.data + factor.nbytes)
+    for first, loads in ((18, 0), (17, 2)):  # the row before them, too, which lies in two units
+        emulator.watch(ctypes.c_void_p(factor[first:].ctypes.data), end)
+        product(UNITS, BIASED)(factor[:18], weight, bias, out[:18])
+        assert has_matrix_units() or emulator.rows_watched() == loads
+    assert (out[18:] == 7).all()
 
 
 @pytest.mark.parametrize(("tiling", "inputs"), [(UNITS, 48), (IN_VECTORS, 5)])
@@ -105,6 +107,7 @@ def test_weights_that_do_not_fill_what_is_multiplied_at_once_are_refused(tiling:
         packed(torch.ones(inputs, 64), tiling, torch.bfloat16)
 
 
+@pytest.mark.usefixtures("emulator")
 @pytest.mark.parametrize("form", [ADDED, HIGHEST])
 def test_arrays_that_a_unit_would_read_wrongly_are_refused(form: int) -> None:
     weight, bias = packed(torch.eye(64), UNITS, torch.bfloat16), np.zeros(64, np.float32)
@@ -115,17 +118,20 @@ def test_arrays_that_a_unit_would_read_wrongly_are_refused(form: int) -> None:
 
 
 @pytest.mark.parametrize(
-    "changes", [{}, {"norm": "layer", "head": "norm_linear", "width": 128}], ids=["batch", "layer"]
+    ("changes", "neighbours"),
+    [({}, 16), ({"norm": "layer", "head": "norm_linear", "width": 128}, 18)],
+    ids=["batch", "layer"],
 )
 @pytest.mark.parametrize("points", [1, 63, 700])
 def test_a_network_is_the_same_to_the_rounding_of_bfloat16(
-    emulator: ctypes.CDLL, changes: dict[str, object], points: int, monkeypatch: pytest.MonkeyPatch
+    emulator: ctypes.CDLL, changes: dict[str, object], neighbours: int, points: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     rng = np.random.default_rng(0)
     xyz = (rng.uniform((-1, -1, -0.25), (1, 1, 0.5), (points, 3)) * 3.9).astype(np.float32)
     frame = LidarFrame(stamp_ns=0, frame_id="", xyz=xyz, intensity=rng.uniform(0, 1, points).astype(np.float32))
-    model, prepared = random_network(replace(SMALL, **changes)), prepare(frame, INPUTS)
+    model, prepared = random_network(replace(SMALL, **changes)), prepare(frame, replace(INPUTS, neighbours=neighbours))
     exact = CpuWaffleIron(model, torch.float32, threads=2).logits(prepared)
+    monkeypatch.setattr(tiles, "has_matrix_units", lambda: False)
     in_vectors = CpuWaffleIron(model, torch.bfloat16, threads=2).logits(prepared)
     monkeypatch.setattr(tiles, "has_matrix_units", lambda: True)
     monkeypatch.setattr(inference, "MEASURED", (UNITS,))  # so that the libraries are not taken instead

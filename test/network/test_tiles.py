@@ -154,7 +154,7 @@ def test_the_number_of_rows_of_bytes_does_not_change_the_last_bit() -> None:
         ("+sse4.2", torch.float32, 64, None),
     ],
 )
-def test_tiles_are_taken_where_they_are_known_to_be_faster(
+def test_tiles_are_taken_where_the_processor_has_their_instructions(
     monkeypatch: pytest.MonkeyPatch, features: str, dtype: torch.dtype, width: int, expected: Tiling | None
 ) -> None:
     monkeypatch.setattr(tiles, "processor_features", lambda: frozenset(features.split(",")))
