@@ -7,6 +7,7 @@ takes.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
@@ -21,8 +22,9 @@ LOOKS = 4000
 """So often a thread looks whether the others are done before it lets go of its core: 0.1 to 0.2 ms, by processor."""
 NAP_US, MOST_NAPS = 30, 200_000
 """How long it sleeps then, each time, and how often at most: 10 to 20 s in all."""
-BEGUN, DONE, PLACES = 0, 8, 16
-"""Places of a step's counts in progress (steps, PLACES) int64, so far apart that they share no line of a cache."""
+BEGUN, DONE, FAILED, PLACES = 0, 8, 9, 16
+"""Places of a step's counts in progress (steps, PLACES) int64, the first two so far apart that they share no line of a
+cache. FAILED is not 0 when a thread failed that may have begun a part."""
 
 RESTS = {"x86_64": "pause", "aarch64": "isb"}
 """The instruction by which a processor is told that a loop only waits."""
@@ -31,6 +33,19 @@ RESTS = {"x86_64": "pause", "aarch64": "isb"}
 def progress_of(steps: int) -> np.ndarray:
     """Count the parts that are begun and done, of none so far: (steps, PLACES) int64."""
     return np.zeros((steps, PLACES), np.int64)
+
+
+def telling(progress: np.ndarray, work: Callable[[], object]) -> Callable[[], None]:
+    """Let work on parts, if it fails, tell those that wait for one of them."""
+
+    def told() -> None:
+        try:
+            work()
+        except BaseException:
+            progress[:, FAILED] = 1
+            raise
+
+    return told
 
 
 @compiled
@@ -47,20 +62,20 @@ def end_part(progress: np.ndarray, step: int) -> None:
 
 @compiled
 def wait_for(progress: np.ndarray, step: int, parts: int) -> None:
-    """Wait until all parts of a step are done; UnfinishedPartError after 10 to 20 s, for then one has failed."""
+    """Wait until all parts of a step are done; UnfinishedPartError where one has failed, and after 10 to 20 s."""
     if not come(progress, step, parts, MOST_NAPS):
         raise UnfinishedPartError("a thread has begun a part of a step and not ended it")
 
 
 @compiled
 def come(progress: np.ndarray, step: int, parts: int, naps: int) -> bool:
-    """Wait until so many parts of a step are done, for at most so many naps; tells whether they are."""
+    """Wait until so many parts of a step are done: False after so many naps, or when a thread has failed."""
     looks = 0
     while _now(progress, step, DONE) < parts:  # type: ignore[call-arg]
         looks += 1
-        if looks > LOOKS + naps:
-            return False
         if looks > LOOKS:  # another program may have the core of one of the others
+            if looks > LOOKS + naps or _now(progress, step, FAILED) != 0:
+                return False
             _nap()
     return True
 

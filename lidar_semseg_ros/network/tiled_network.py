@@ -17,7 +17,7 @@ from numba.extending import overload
 from torch import Tensor
 from torch.nn import functional as F
 
-from lidar_semseg_ros.network.crew import begin_part, end_part, progress_of, wait_for
+from lidar_semseg_ros.network.crew import begin_part, end_part, progress_of, telling, wait_for
 from lidar_semseg_ros.network.grid_kernels import centre_and_scale, compiled, convolve, find_cells, flatten, most_around
 from lidar_semseg_ros.network.inputs import CroppedPlane, NetworkInput
 from lidar_semseg_ros.network.parts import together
@@ -185,8 +185,9 @@ class TiledNetwork:
             room.take("mixed", (cells, width)),
             logits,
         )
+        progress = progress_of(2 + STEPS_PER_LAYER * self._depth)
         arguments = (
-            progress_of(2 + STEPS_PER_LAYER * self._depth),
+            progress,
             prepared.features,
             prepared.neighbours,
             planes,
@@ -196,7 +197,7 @@ class TiledNetwork:
             *(array.numpy() for array in arrays),
         )
         try:
-            together(lambda: self._compute(*arguments), self._threads)
+            together(telling(progress, lambda: self._compute(*arguments)), self._threads)
         except BaseException:
             self._room = Room()  # for a helper may still write to this one
             raise

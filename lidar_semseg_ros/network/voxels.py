@@ -75,7 +75,7 @@ def neighbours_and_nearest(
     there are fewer than K others, the nearest are repeated, and a lone point is its own neighbour. A point with no kept
     one nearer than limit_m gets -1.
     """
-    from lidar_semseg_ros.network.crew import progress_of
+    from lidar_semseg_ros.network.crew import progress_of, telling
     from lidar_semseg_ros.network.kernels import UNSETTLED, Queries, VoxelGrid, points_at
     from lidar_semseg_ros.network.search import STEPS, room_for, room_for_queries, search
 
@@ -88,8 +88,9 @@ def neighbours_and_nearest(
     nearest = np.full(len(voxels.xyz), UNSETTLED, np.int64)
     nearest[kept] = np.arange(len(kept))
     by_voxel = voxels.cells
+    progress = progress_of(STEPS)
     arguments = (
-        progress_of(STEPS),
+        progress,
         points,
         point_voxel,
         room_for(len(kept), voxels.highest),
@@ -100,7 +101,8 @@ def neighbours_and_nearest(
         neighbours,
         nearest,
     )
-    together(lambda: search(*arguments), threads=None if len(nearest) >= LEAST_SHARED else 1)
+    threads = None if len(nearest) >= LEAST_SHARED else 1
+    together(telling(progress, lambda: search(*arguments)), threads)
     lonely, far = np.flatnonzero(neighbours[:, 0] == UNSETTLED), np.flatnonzero(nearest == UNSETTLED)
     _settle(voxels, kept, limit_m, lonely, neighbours, far, nearest)
     return neighbours, nearest

@@ -8,6 +8,7 @@ import os
 import signal
 import sys
 import threading
+import time
 from concurrent.futures import ThreadPoolExecutor
 from itertools import pairwise
 from pathlib import Path
@@ -15,6 +16,7 @@ from pathlib import Path
 import pytest
 
 from lidar_semseg_ros.network import parts
+from lidar_semseg_ros.network.crew import begin_part, progress_of, telling, wait_for
 from lidar_semseg_ros.network.parts import UnfinishedPartError
 
 
@@ -132,6 +134,24 @@ def test_what_a_caller_waited_for_in_vain_is_told(monkeypatch: pytest.MonkeyPatc
         parts.together(fail)
     with pytest.raises(UnfinishedPartError), parts.awake() if is_awake else contextlib.nullcontext():
         parts.together(functools.partial(_raise, UnfinishedPartError), threads=1)
+
+
+def test_nobody_waits_for_a_part_in_which_another_one_failed(monkeypatch: pytest.MonkeyPatch) -> None:
+    with_two_cores(monkeypatch)
+    progress, has_begun, caller = progress_of(1), threading.Event(), threading.get_ident()
+
+    def fail() -> None:
+        if threading.get_ident() == caller:
+            has_begun.wait(10)
+            wait_for(progress, 0, 1)
+        begin_part(progress, 0)
+        has_begun.set()
+        raise MemoryError
+
+    before_s = time.monotonic()
+    with pytest.raises(MemoryError), parts.awake():
+        parts.together(telling(progress, fail))
+    assert time.monotonic() - before_s < 5  # 10 to 20 s if nobody told it
 
 
 def _raise(kind: type[BaseException]) -> None:
