@@ -355,6 +355,8 @@ class _UnitTile(_Tile):
         with builder.goto_entry_block():
             sums = builder.alloca(FLOAT, UNIT_ROWS * self.shape.columns)
             sums.align = UNIT_BYTES
+        # $0: factor, with stride $3. $1: weights. $2: steps still to do. $5: sums, with the stride of weights, $4.
+        # $6, $7: how far a step goes in factor and weights. tmm0 to 3 hold sums, 4 the factor, 5 to 7 weights.
         text = """
             tilezero %tmm0
             tilezero %tmm1
