@@ -12,15 +12,14 @@ import numpy as np
 import published
 import pytest
 import torch
-from random_networks import random_network
+from random_networks import INPUTS, cloud, random_network
 
 from lidar_semseg_ros.core.classes import ClassTable
 from lidar_semseg_ros.core.errors import UserError
-from lidar_semseg_ros.core.frame import LidarFrame
 from lidar_semseg_ros.formats.config_files import package_share
 from lidar_semseg_ros.network import backends, inference, library_products, parts, tiled_network
 from lidar_semseg_ros.network.inference import CpuWaffleIron, Runner
-from lidar_semseg_ros.network.inputs import InputConfig, NetworkInput, prepare, to_points
+from lidar_semseg_ros.network.inputs import NetworkInput, prepare, to_points
 from lidar_semseg_ros.network.model_file import ModelDescription, write_safetensors
 from lidar_semseg_ros.network.reference import PublishedWaffleIron, prepare_as_published
 from lidar_semseg_ros.network.segmenter import Segmenter, SegmenterConfig
@@ -30,15 +29,6 @@ from lidar_semseg_ros.network.trial import faster_precisions, trial_sweep
 from lidar_semseg_ros.network.waffleiron import WaffleIron, WaffleIronConfig, planes_of
 from lidar_semseg_ros.network.workers import RoomOfThread, Workers
 
-INPUTS = InputConfig(
-    voxel_size_m=0.1,
-    fov_min_m=(-4, -4, -1),
-    fov_max_m=(4, 4, 2),
-    planes=("z", "y", "x"),
-    grids=((40, 40), (40, 12), (40, 12)),
-    intensity_mean=0.5,
-    intensity_std=0.3,
-)
 SMALL = WaffleIronConfig(inputs=5, width=24, depth=4, outputs=7)
 VARIANTS = {
     "waffleiron": SMALL,
@@ -50,13 +40,6 @@ VARIANTS = {
     "scalr with tiles": replace(SMALL, width=64, norm="layer"),
 }
 CLASSES = ClassTable(name="seven", names=tuple("abcdefg"), colors=((0, 0, 0),) * 7)
-
-
-def cloud(points: int, spread: float = 3.9, seed: int = 0) -> LidarFrame:
-    """A cloud that fills the field of view to its border, or part of it."""
-    rng = np.random.default_rng(seed)
-    xyz = (rng.uniform((-1, -1, -0.25), (1, 1, 0.5), (points, 3)) * spread).astype(np.float32)
-    return LidarFrame(stamp_ns=0, frame_id="", xyz=xyz, intensity=rng.uniform(0, 1, points).astype(np.float32))
 
 
 def saved(path: Path, config: WaffleIronConfig) -> Path:

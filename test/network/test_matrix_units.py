@@ -14,12 +14,11 @@ import numpy as np
 import pytest
 import torch
 from numba.core.errors import TypingError
-from random_networks import random_network
+from random_networks import INPUTS, cloud, random_network
 
-from lidar_semseg_ros.core.frame import LidarFrame
 from lidar_semseg_ros.network import inference, parts, tiles
 from lidar_semseg_ros.network.inference import CpuWaffleIron
-from lidar_semseg_ros.network.inputs import InputConfig, prepare
+from lidar_semseg_ros.network.inputs import prepare
 from lidar_semseg_ros.network.tile_instructions import (
     ADDED,
     BIASED,
@@ -39,15 +38,6 @@ from lidar_semseg_ros.network.waffleiron import WaffleIronConfig
 
 IN_VECTORS = Tiling(16, 4)
 FEATURES = "+avx512f,+avx512bf16,+amx-tile,+amx-bf16"
-INPUTS = InputConfig(
-    voxel_size_m=0.1,
-    fov_min_m=(-4, -4, -1),
-    fov_max_m=(4, 4, 2),
-    planes=("z", "y", "x"),
-    grids=((40, 40), (40, 12), (40, 12)),
-    intensity_mean=0.5,
-    intensity_std=0.3,
-)
 SMALL = WaffleIronConfig(inputs=5, width=64, depth=3, outputs=7)
 
 
@@ -126,10 +116,10 @@ def test_arrays_that_a_unit_would_read_wrongly_are_refused(form: int) -> None:
 def test_a_network_is_the_same_to_the_rounding_of_bfloat16(
     emulator: ctypes.CDLL, changes: dict[str, object], neighbours: int, points: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    rng = np.random.default_rng(0)
-    xyz = (rng.uniform((-1, -1, -0.25), (1, 1, 0.5), (points, 3)) * 3.9).astype(np.float32)
-    frame = LidarFrame(stamp_ns=0, frame_id="", xyz=xyz, intensity=rng.uniform(0, 1, points).astype(np.float32))
-    model, prepared = random_network(replace(SMALL, **changes)), prepare(frame, replace(INPUTS, neighbours=neighbours))
+    model, prepared = (
+        random_network(replace(SMALL, **changes)),
+        prepare(cloud(points), replace(INPUTS, neighbours=neighbours)),
+    )
     exact = CpuWaffleIron(model, torch.float32, threads=2).logits(prepared)
     monkeypatch.setattr(tiles, "has_matrix_units", lambda: False)
     in_vectors = CpuWaffleIron(model, torch.bfloat16, threads=2).logits(prepared)
