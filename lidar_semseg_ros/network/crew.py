@@ -36,7 +36,7 @@ def progress_of(steps: int) -> np.ndarray:
 
 
 def telling(progress: np.ndarray, work: Callable[[], object]) -> Callable[[], None]:
-    """Let work on parts, if it fails, tell those that wait for one of them."""
+    """Make work on parts tell, if it fails, those that wait for one of them."""
 
     def told() -> None:
         try:

@@ -69,8 +69,7 @@ def tile(
     TypingError, when it is compiled, for arrays that are not contiguous or of other types than those of a form.
     """
     constants = _constants(lanes, vectors, rows, form)
-    out_types = (types.float32,) if constants[3] & (ADDED | HIGHEST) else (types.float32, types.int16)
-    kinds = ((types.float32, types.int16), (factor.dtype,), (types.float32,), out_types)
+    kinds = ((types.float32, types.int16), (factor.dtype,), (types.float32,), _kinds_of_out(constants[3]))
     _require("a tile", (factor, weight, bias, out), kinds)
     signature = types.void(lanes, vectors, rows, form, factor, row, weight, panel, bias, out, out_row)
     rounds = {"rounds_factor": factor.dtype == types.int16, "rounds_out": out.dtype == types.int16}
@@ -122,8 +121,7 @@ def unit_tile(
     `use_units` made them ready for as many in this thread; else the processor ends the process.
     """
     (constant,) = _constants(form)
-    out_types = (types.float32,) if constant & (ADDED | HIGHEST) else (types.float32, types.int16)
-    kinds = ((types.int16,), (types.int16,), (types.float32,), out_types)
+    kinds = ((types.int16,), (types.int16,), (types.float32,), _kinds_of_out(constant))
     _require("a tile of matrix units", (factor, weight, bias, out), kinds)
     signature = types.void(form, factor, types.intp, types.intp, weight, types.intp, bias, out, types.intp)
     names, rounds_out = ("form", "factor", "row", "rows", *TILE_ARGUMENTS[6:]), out.dtype == types.int16
@@ -134,6 +132,11 @@ def _constants(*given: Any) -> tuple[int, ...]:
     if not all(isinstance(one, types.IntegerLiteral) for one in given):
         raise TypingError("lanes, vectors, rows and form of a tile are constants")
     return tuple(one.literal_value for one in given)
+
+
+def _kinds_of_out(form: int) -> tuple[Any, ...]:
+    """List what a form can be written as: what is added up, or compared, with what is there is not rounded."""
+    return (types.float32,) if form & (ADDED | HIGHEST) else (types.float32, types.int16)
 
 
 def _require(what: str, arrays: Sequence[Any], kinds: Sequence[tuple[Any, ...]]) -> None:

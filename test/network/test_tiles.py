@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+import re
+from types import SimpleNamespace
+
 import numpy as np
 import pytest
 import torch
+from llvmlite import binding, ir
 from numba.core.errors import TypingError
 
 from lidar_semseg_ros.network import tiles
@@ -14,8 +18,10 @@ from lidar_semseg_ros.network.tile_instructions import (
     BIASED,
     HIGHEST,
     RECTIFIED,
+    ROWS,
     UNITS,
     Tiling,
+    _Tile,
 )
 from lidar_semseg_ros.network.tiles import (
     byte_tiling_for,
@@ -136,6 +142,51 @@ def test_the_number_of_rows_of_bytes_does_not_change_the_last_bit() -> None:
     for i in range(11):
         product_of_bytes(tiling, BIASED, whole[i : i + 1], gain[i : i + 1], *factors, alone[i : i + 1])
     assert np.array_equal(together, alone)
+
+
+@pytest.mark.parametrize("form", [BIASED, ADDED, RECTIFIED, HIGHEST])
+def test_on_arm_the_sums_of_a_tile_stay_in_registers(form: int) -> None:
+    binding.initialize_all_targets()
+    binding.initialize_all_asmprinters()
+    triple = "aarch64-unknown-linux-gnu"
+    try:
+        processor = binding.Target.from_triple(triple).create_target_machine(cpu="cortex-a76", opt=3)
+    except RuntimeError as error:
+        pytest.skip(f"LLVM cannot compile for ARM here: {error}")
+    module, whole, real = ir.Module(), ir.IntType(64), ir.FloatType().as_pointer()
+    module.triple = triple
+    arguments = [whole] * 5 + [real] * 4
+    function = ir.Function(module, ir.FunctionType(ir.VoidType(), arguments), "tile")
+    builder = ir.IRBuilder(function.append_basic_block())
+    rows, inputs, width, row, panel, factor, weight, bias, out = function.args
+
+    def array(data: ir.Value, *shape: ir.Value) -> SimpleNamespace:
+        """Describe an array of float32 as numba does."""
+        strides = [whole(4)]
+        for size in shape[:0:-1]:
+            strides.insert(0, builder.mul(strides[0], size))
+        both = [ir.Constant(ir.ArrayType(whole, len(shape)), ir.Undefined)] * 2
+        for place, values in enumerate(zip(shape, strides)):
+            both = [builder.insert_value(one, value, place) for one, value in zip(both, values)]
+        return SimpleNamespace(data=data, shape=both[0], strides=both[1])
+
+    tiling = Tiling(4, 4)
+    views = {
+        "factor": array(factor, rows, inputs),
+        "weight": array(weight, width, inputs, whole(tiling.columns)),
+        "bias": array(bias, width),
+        "out": array(out, rows, width),
+    }
+    _Tile(builder, *tiling, ROWS, form, rounds_factor=False, rounds_out=False).write(views, row, panel, row)
+    builder.ret_void()
+    compiled_module = binding.parse_assembly(str(module))
+    options = binding.create_pipeline_tuning_options(speed_level=3)
+    passes = binding.create_pass_builder(processor, options)
+    passes.getModulePassManager().run(compiled_module, passes)
+    assembly = processor.emit_assembly(compiled_module)
+    loop = re.search(r"(\.LBB0_\d+):(.*?)b\.\w+\s+\1", assembly, re.DOTALL)
+    assert loop is not None and loop[2].count("fmla") == ROWS * tiling.vectors
+    assert "[sp" not in loop[2] and not re.search(r"st[rp]\s", loop[2])
 
 
 @pytest.mark.parametrize(
